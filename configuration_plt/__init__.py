@@ -1,0 +1,3 @@
+from .configuration_plt import PLTConfig
+
+__all__ = ["PLTConfig"]

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Parallel Loop Transformer (arXiv 2510.24824): one stack of layers, run in several loops.
+
+B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh head_dim, D hidden, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention_plt import PLTAttention, PLTGate
+from .cache_plt import PLTCache
+from .configuration_plt import PLTConfig
+from .positions_plt import count_positions, follows_previous, holds_several_documents, mark_pads
+
+
+@dataclass
+class PLTModelOutputWithPast(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` and, with `output_loop_hidden_states=True`, the normed states of every loop.
+
+    `loop_hidden_states` is a tuple of L tensors `[B, T, D]`; `lm_head` of each is that loop's logits, and the last
+    is `last_hidden_state`. `hidden_states` (N + 1) and `attentions` (N) are those of the last loop.
+    """
+
+    loop_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and `loop_hidden_states`, see `PLTModelOutputWithPast`."""
+
+    loop_hidden_states: tuple[Tensor, ...] | None = None
+
+
+class PLTDecoderLayer(GradientCheckpointingLayer):
+    """A Llama layer that hands loop 0's keys and values to the later loops."""
+
+    def __init__(self, config: PLTConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = PLTAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: Tensor, shared_key: Tensor | None, shared_value: Tensor | None, loops: range, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Run one block `[B, rows, D]`, see `PLTAttention.forward`; returns it with the shared key and value.
+
+        Those travel as tensors, not through the cache, so that training needs none and checkpointing sees them.
+        """
+        normed = self.input_layernorm(hidden_states)
+        attended, _, shared_key, shared_value = self.self_attn(
+            normed, hidden_states, shared_key, shared_value, loops, **kwargs
+        )
+        hidden_states = hidden_states + attended
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, shared_key, shared_value
+
+
+class LastLoopTap(nn.Module):
+    """Identity that sees what enters and leaves each layer in the last loop, for `output_hidden_states` to record."""
+
+    def forward(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
+        return layer_output
+
+
+class PLTPreTrainedModel(PreTrainedModel):
+    config_class = PLTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PLTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _supports_context_parallel = False
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LastLoopTap, index=0),
+        "attentions": OutputRecorder(PLTAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PLTGate):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+
+class PLTModel(PLTPreTrainedModel):
+    """The decoder without its head: embeddings, the looped layers, the final norm."""
+
+    def __init__(self, config: PLTConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            PLTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.last_loop_tap = LastLoopTap()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PLTCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_loop_hidden_states: bool = False,
+        **kwargs,
+    ) -> PLTModelOutputWithPast:
+        """Run all loops over T tokens (paper section 3).
+
+        Args:
+            input_ids: `[B, T]`; or `inputs_embeds` `[B, T, D]`, which then are the embeddings of every loop.
+            attention_mask: `[B, S]`, 1 for real tokens and 0 for pads. The real tokens of a row follow each other.
+            position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
+                any other position starts a sequence, as in packed documents. Absent, they are counted from the
+                mask, or from the length of the cache.
+            past_key_values: the cache of the tokens so far; extended in place.
+            use_cache: build a cache if none is given.
+            output_loop_hidden_states: also return the normed states of every loop.
+            kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
+                `output_attentions`, `return_dict` as everywhere.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or shapes that do not fit together.
+            TypeError: a cache that is not a `PLTCache`.
+            NotImplementedError: continuous batching, bidirectional attention, packed documents behind a cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = PLTCache(self.config)
+        self.refuse_unsupported(past_key_values, kwargs)
+        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_shapes(inputs_embeds, attention_mask, position_ids, num_past)
+        may_be_packed = position_ids is not None and not torch.compiler.is_compiling()  # tracing cannot read values
+        if position_ids is None:
+            num_tokens, device = inputs_embeds.shape[1], inputs_embeds.device
+            position_ids = count_positions(attention_mask, num_past, num_tokens, device)
+        token_positions = mark_pads(position_ids, attention_mask)
+        if may_be_packed and holds_several_documents(token_positions):
+            # without a mask and a cache, transformers builds the masks of documents from their positions
+            attention_mask = None
+            note_documents(past_key_values, num_past)
+
+        kwargs |= {
+            # an empty cache adds nothing to a mask
+            **self.make_masks(inputs_embeds, attention_mask, token_positions, past_key_values if num_past else None),
+            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        states = self.run_loops(inputs_embeds, token_positions.expand(inputs_embeds.shape[0], -1), **kwargs)
+        loop_hidden_states = None
+        if output_loop_hidden_states:
+            earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
+            loop_hidden_states = (*earlier, states[-1])
+        return PLTModelOutputWithPast(
+            last_hidden_state=states[-1], past_key_values=past_key_values, loop_hidden_states=loop_hidden_states
+        )
+
+    def run_loops(self, inputs_embeds: Tensor, token_positions: Tensor, **kwargs) -> list[Tensor]:
+        """Embeddings `[B, T, D]` and token positions `[B, T]` -> what each of the L loops puts out, `[B, T, D]`.
+
+        With the shift, the loops of a single position depend on the carry alone: they are the rows of one block.
+        Several positions, or no shift, take the loops one after another.
+        """
+        config, past_key_values = self.config, kwargs["past_key_values"]
+        cached_carry = None if past_key_values is None else past_key_values.carry
+        last = None if cached_carry is None else cached_carry.read()
+        batch_size, num_positions, hidden_size = inputs_embeds.shape
+        carry, last_position = last or (inputs_embeds.new_zeros(batch_size, config.num_loops - 1, hidden_size), None)
+        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
+
+        in_one_pass = config.loop_shift and num_positions == 1
+        blocks = [range(config.num_loops)] if in_one_pass else [range(i, i + 1) for i in range(config.num_loops)]
+        states: list[Tensor] = []
+        shared = [(None, None)] * config.num_hidden_layers
+        for loops in blocks:
+            rows = [self.loop_input(loop_idx, inputs_embeds, states, carry, follows) for loop_idx in loops]
+            hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, **kwargs)
+            for loop_idx, state in zip(loops, hidden_states.chunk(len(loops), dim=1), strict=True):
+                has_norm = config.loop_norm or loop_idx == config.num_loops - 1
+                states.append(self.norm(state) if has_norm else state)
+
+        if cached_carry is not None:
+            cached_carry.write(states[:-1], token_positions)
+        return states
+
+    def loop_input(
+        self, loop_idx: int, inputs_embeds: Tensor, states: list[Tensor], carry: Tensor, follows: Tensor
+    ) -> Tensor:
+        """What a loop starts from, `[B, T, D]`: E, then `a * E + b * shift(H)` of the loop before (paper 3.1)."""
+        if loop_idx == 0:
+            return inputs_embeds
+        if not self.config.loop_shift:
+            previous = states[loop_idx - 1]
+        else:
+            previous = carry[:, loop_idx - 1 : loop_idx]
+            if inputs_embeds.shape[1] > 1:
+                previous = torch.cat((previous, states[loop_idx - 1][:, :-1]), dim=1)
+            previous = previous.masked_fill(~follows, 0)
+        # with a device map, the last layer may sit on another device than the first
+        previous = previous.to(inputs_embeds.device)
+        return self.config.embedding_scale * inputs_embeds + self.config.hidden_scale * previous
+
+    def run_layers(self, hidden_states: Tensor, shared: list, loops: range, **kwargs) -> tuple[Tensor, list]:
+        """One pass of a block `[B, R * T, D]` through the stack; `shared` holds each layer's shared key and value."""
+        shared_out = []
+        num_positions = kwargs["position_ids"].shape[1]
+        for layer, (key, value) in zip(self.layers[: self.config.num_hidden_layers], shared, strict=True):
+            layer_input = hidden_states
+            hidden_states, key, value = layer(layer_input, key, value, loops, **kwargs)
+            shared_out.append((key, value))
+            if loops.stop == self.config.num_loops:
+                self.last_loop_tap(layer_input[:, -num_positions:], hidden_states[:, -num_positions:])
+        return hidden_states, shared_out
+
+    def make_masks(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, token_positions: Tensor, cache: PLTCache | None
+    ) -> dict:
+        """The masks over all keys and over a later loop's window, as the attention implementation takes them."""
+        mask_kwargs = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": token_positions,
+        }
+        masks = {"attention_mask": create_causal_mask(past_key_values=cache, **mask_kwargs)}
+        if self.config.has_gate:
+            window_cache = None if cache is None else cache.later_loops[0]
+            masks["sliding_attention_mask"] = create_sliding_window_causal_mask(
+                past_key_values=window_cache, **mask_kwargs
+            )
+        return masks
+
+    def refuse_unsupported(self, past_key_values: PLTCache | None, kwargs: dict) -> None:
+        if "cache" in kwargs:
+            raise NotImplementedError(
+                "Continuous batching is not supported: its paged cache has no place for the carry and the windows "
+                "of later loops. Use `generate()`."
+            )
+        if kwargs.pop("is_causal", None) is False:
+            raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
+        if past_key_values is None:
+            return
+        if not isinstance(past_key_values, PLTCache):
+            raise TypeError(
+                f"`past_key_values` must be a `PLTCache`, got `{type(past_key_values).__name__}`, which has no place "
+                "for the carry and the windows of later loops. (Prefix tuning passes such a cache: not supported.)"
+            )
+        if past_key_values.num_loops != self.config.num_loops:
+            raise ValueError(
+                f"`past_key_values` was made for `num_loops={past_key_values.num_loops}`, the model has "
+                f"`num_loops={self.config.num_loops}`."
+            )
+        if past_key_values.holds_packed_documents:
+            raise NotImplementedError(
+                "`past_key_values` holds several documents packed into one row, or padded rows that came without an "
+                "`attention_mask`, and cannot be continued: new tokens would attend to all of them."
+            )
+        if self.gradient_checkpointing and self.training:
+            raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
+
+
+class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
+    """The decoder and its language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: PLTConfig):
+        super().__init__(config)
+        self.model = PLTModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: PLTCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> PLTCausalLMOutputWithPast:
+        """Logits `[B, T, V]` of the last loop, and the loss if there are labels. Arguments as in `PLTModel.forward`.
+
+        Args:
+            labels: `[B, T]`, the input ids themselves with -100 where no loss is wanted; the loss shifts them.
+            logits_to_keep: the last so many positions (0 = all), or indices `[n]` or `[B, n]` of positions, or a bool
+                mask `[B, T]`, which gives logits `[number of True, V]`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(select_positions(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return PLTCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            loop_hidden_states=outputs.loop_hidden_states,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
+        """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
+        wanted = generation_config.cache_implementation
+        if wanted not in (None, "dynamic"):
+            raise NotImplementedError(
+                f"`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, holds the carry "
+                "and the windows of later loops."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = PLTCache(self.config)
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
+
+    @property
+    def init_continuous_batching(self):
+        # servers ask `hasattr` and then fall back to plain generation
+        raise AttributeError("Continuous batching is not supported by PLT.")
+
+    def generate_batch(self, *args, **kwargs):
+        raise NotImplementedError(
+            "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
+            "later loops. Use `generate()`."
+        )
+
+
+def check_shapes(
+    inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int
+) -> None:
+    batch_size, num_tokens, _ = inputs_embeds.shape
+    if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, num_past + num_tokens):
+        raise ValueError(
+            "`attention_mask` must be [batch, cached + new tokens] with 1 for real tokens, "
+            f"{[batch_size, num_past + num_tokens]} here, got {list(attention_mask.shape)}."
+        )
+    if position_ids is not None and tuple(position_ids.shape) not in ((batch_size, num_tokens), (1, num_tokens)):
+        raise ValueError(
+            f"`position_ids` must be [batch, new tokens], {[batch_size, num_tokens]} here, got "
+            f"{list(position_ids.shape)}."
+        )
+
+
+def note_documents(past_key_values: PLTCache | None, num_past: int) -> None:
+    """Refuse packed documents behind a filled cache; mark an empty one, because it cannot be continued."""
+    if num_past > 0:
+        raise NotImplementedError(
+            "`position_ids` start a new document behind a filled cache; pack documents in one forward without a cache."
+        )
+    if past_key_values is not None:
+        past_key_values.holds_packed_documents = True
+
+
+def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The positions of `[B, T, D]` whose logits are wanted: the last so many (0 = all), indices, or a bool mask."""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]  # -0 keeps all
+    if logits_to_keep.dim() == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)

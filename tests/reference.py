@@ -1,0 +1,113 @@
+"""A naive PLT in numpy float64: one token after another, no cache, no batching, nothing shared with the model.
+
+Written from the paper (arXiv 2510.24824, section 3) and from the release of LoopCoder-v2 (arXiv 2606.18023). It reads
+sizes and switches from a config object and weights from a dictionary with Llama's tensor names.
+"""
+
+import numpy as np
+
+
+def rms_norm(x, weight, eps):
+    return weight * x / np.sqrt(np.mean(x * x) + eps)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def rotate(heads, position, theta):
+    """Turn dimension d of each head `[heads, Dh]` against dimension d + Dh / 2."""
+    half = heads.shape[1] // 2
+    angle = position / theta ** (np.arange(half) * 2 / heads.shape[1])
+    first, second = heads[:, :half], heads[:, half:]
+    return np.concatenate(
+        (first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)), axis=1
+    )
+
+
+def attend(query, keys, values):
+    """One query `[H, Dh]` on a list of keys and values `[Hkv, Dh]` -> `[H, Dh]`."""
+    keys, values = np.stack(keys), np.stack(values)
+    group = query.shape[0] // keys.shape[1]
+    output = np.zeros_like(query)
+    for head in range(query.shape[0]):
+        scores = keys[:, head // group] @ query[head] / np.sqrt(query.shape[1])
+        weights = np.exp(scores - scores.max())
+        output[head] = (weights / weights.sum()) @ values[:, head // group]
+    return output
+
+
+class ReferencePLT:
+    def __init__(self, config, weights):
+        self.config = config
+        self.weights = {name: tensor.detach().double().numpy() for name, tensor in weights.items()}
+        self.theta = config.rope_parameters["rope_theta"]
+
+    def linear(self, name, x):
+        output = self.weights[name + ".weight"] @ x
+        return output + self.weights[name + ".bias"] if name + ".bias" in self.weights else output
+
+    def norm(self, name, x):
+        return rms_norm(x, self.weights[name + ".weight"], self.config.rms_norm_eps)
+
+    def gate(self, name, layer_input, query):
+        weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]
+        if self.config.gate_input == "query":
+            return sigmoid((weight * query).sum(axis=1) + bias)
+        return sigmoid(weight @ self.norm(name + ".gate_norm", layer_input) + bias)
+
+    def layer(self, layer_idx, loop_idx, position, h, kv):
+        """`kv[r][n]` is the pair of lists of loop r's keys and values in layer n, one entry per position."""
+        config, name = self.config, f"model.layers.{layer_idx}"
+        heads = (-1, config.head_dim)
+        x = self.norm(name + ".input_layernorm", h)
+        q = rotate(self.linear(name + ".self_attn.q_proj", x).reshape(heads), position, self.theta)
+        k = rotate(self.linear(name + ".self_attn.k_proj", x).reshape(heads), position, self.theta)
+        v = self.linear(name + ".self_attn.v_proj", x).reshape(heads)
+        keys, values = kv[loop_idx][layer_idx]
+        keys.append(k)
+        values.append(v)
+        if loop_idx == 0 or config.loop_attention == "own":
+            y = attend(q, keys, values)
+        else:
+            y = attend(q, *kv[0][layer_idx])
+            if config.loop_attention == "gated_window":
+                g = self.gate(name + ".self_attn.plt_gate", h, q)[:, None]
+                window = attend(q, keys[-config.sliding_window :], values[-config.sliding_window :])
+                y = g * y + (1 - g) * window
+        h = h + self.linear(name + ".self_attn.o_proj", y.reshape(-1))
+        x = self.norm(name + ".post_attention_layernorm", h)
+        gate, up = self.linear(name + ".mlp.gate_proj", x), self.linear(name + ".mlp.up_proj", x)
+        return h + self.linear(name + ".mlp.down_proj", silu(gate) * up)
+
+    def loop_states(self, input_ids):
+        """A list of T token ids -> normed states `[L, T, D]` of every loop."""
+        config = self.config
+        loops, layers = range(config.num_loops), range(config.num_hidden_layers)
+        kv = [[([], []) for _ in layers] for _ in loops]
+        states = [[] for _ in loops]  # what a loop hands to the next one
+        normed = [[] for _ in loops]
+        for position, token in enumerate(input_ids):
+            embedding = self.weights["model.embed_tokens.weight"][token]
+            for r in loops:
+                if r == 0:
+                    h = embedding
+                elif config.loop_shift:
+                    previous = states[r - 1][position - 1] if position > 0 else np.zeros_like(embedding)
+                    h = config.embedding_scale * embedding + config.hidden_scale * previous
+                else:
+                    h = config.embedding_scale * embedding + config.hidden_scale * states[r - 1][position]
+                for n in layers:
+                    h = self.layer(n, r, position, h, kv)
+                normed[r].append(self.norm("model.norm", h))
+                states[r].append(normed[r][-1] if config.loop_norm else h)
+        return np.array(normed)
+
+    def logits(self, input_ids):
+        """A list of T token ids -> logits `[T, V]`."""
+        head = "model.embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return self.loop_states(input_ids)[-1] @ self.weights[head + ".weight"].T

@@ -1,0 +1,74 @@
+"""The configuration says what is allowed, and keeps what it was given."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from tiny import tiny_config
+
+from configuration_plt import PLTConfig
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("num_loops", 0, "at least 1"),
+        ("num_loops", 1.5, "int"),
+        ("sliding_window", 0, "at least 1"),
+        ("sliding_window", None, "int"),
+        ("loop_attention", "window", "gated_window"),
+        ("gate_input", "key", "query"),
+        ("loop_shift", "yes", "bool"),
+        ("loop_norm", None, "bool"),
+        ("embedding_scale", float("nan"), "finite"),
+        ("hidden_scale", float("inf"), "finite"),
+        ("hidden_size", 0, "at least 1"),
+        ("num_hidden_layers", -1, "at least 1"),
+        ("num_attention_heads", 0, "at least 1"),
+        ("head_dim", 7, "even"),
+        ("num_key_value_heads", 3, "multiple of `num_key_value_heads`"),
+        ("rms_norm_eps", 0.0, "above 0"),
+        ("initializer_range", -0.1, "above 0"),
+        ("attention_dropout", 1.0, r"\[0, 1\)"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(field, value, allowed):
+    with pytest.raises(StrictDataclassError, match=allowed) as raised:
+        tiny_config(**{field: value})
+    assert field in str(raised.value)
+    assert str(value) in str(raised.value)
+
+
+def test_impossible_combinations_are_refused():
+    with pytest.raises(StrictDataclassError, match="`embedding_scale` and `hidden_scale` are both 0"):
+        tiny_config(embedding_scale=0.0, hidden_scale=0)
+    with pytest.raises(StrictDataclassError, match="`hidden_size` must be a multiple of `num_attention_heads`"):
+        tiny_config(head_dim=None, hidden_size=30)
+
+
+def test_defaults_are_those_of_the_papers():
+    config = PLTConfig()
+    assert (config.num_loops, config.loop_shift, config.loop_attention) == (2, True, "gated_window")
+    assert (config.sliding_window, config.gate_input, config.loop_norm) == (64, "hidden", True)
+    assert (config.embedding_scale, config.hidden_scale) == (1.0, 1.0)
+
+
+def test_a_saved_configuration_returns_unchanged(tmp_path):
+    config = tiny_config(num_loops=3, loop_attention="own", hidden_scale=0.053, rope_parameters={"rope_theta": 5e5})
+    config.save_pretrained(tmp_path)
+    loaded = PLTConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.rope_parameters == {"rope_theta": 5e5, "rope_type": "default"}
+
+
+def test_a_field_can_be_overridden_when_loading(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert PLTConfig.from_pretrained(tmp_path, num_loops=4).num_loops == 4
+    assert PLTConfig.from_pretrained(tmp_path, num_hidden_layers=1).layer_types == ["full_attention"]
+
+
+def test_transformers_takes_no_layer_for_a_sliding_one():
+    assert tiny_config().layer_types == ["full_attention", "full_attention"]
+
+
+def test_misspelled_fields_do_not_slip_through_the_test_helper():
+    with pytest.raises(TypeError, match="num_loop"):
+        tiny_config(num_loop=3)

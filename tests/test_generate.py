@@ -1,0 +1,223 @@
+"""`generate()` in every mode gives the tokens of plain uncached generation."""
+
+import pytest
+import torch
+from tiny import ABLATION_ROWS, tiny_ids, tiny_model
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation.streamers import BaseStreamer
+
+from modeling_plt import PLTCache
+
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def model_in_double(**overrides):
+    """Float64, so that no two logits are close enough for rounding to choose between them."""
+    return tiny_model(**overrides).double()
+
+
+def generate(model, input_ids, max_new_tokens=24, **kwargs):
+    # without a mask, `generate` would take tokens of the prompt that happen to be 0 for pads
+    defaults = GREEDY | {"attention_mask": torch.ones_like(input_ids)}
+    return model.generate(input_ids, max_new_tokens=max_new_tokens, **(defaults | kwargs))
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_cached_greedy_equals_uncached_over_hundreds_of_tokens(row):
+    model = model_in_double(num_loops=3, **ABLATION_ROWS[row])
+    prompt = tiny_ids(2, 5)
+    cached = generate(model, prompt, 300)
+    assert cached.shape == (2, 305)
+    assert torch.equal(cached, generate(model, prompt, 300, use_cache=False))
+
+
+def test_uncached_greedy_is_the_argmax_of_forward():
+    model, tokens = model_in_double(num_loops=3), tiny_ids(1, 5)
+    generated = generate(model, tokens, use_cache=False)
+    for _ in range(24):
+        with torch.no_grad():
+            logits = model(tokens, use_cache=False).logits
+        tokens = torch.cat((tokens, logits[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(generated, tokens)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_left_padded_rows_generate_what_they_generate_alone(mode, row):
+    model = model_in_double(num_loops=3, **ABLATION_ROWS[row])
+    kwargs = {"num_beams": 3} if mode == "beams" else {}
+    prompts = [tiny_ids(1, length, seed=length) for length in (9, 1, 4)]
+    padded = torch.cat([torch.nn.functional.pad(prompt, (9 - prompt.shape[1], 0)) for prompt in prompts])
+    mask = torch.cat(
+        [torch.nn.functional.pad(torch.ones_like(prompt), (9 - prompt.shape[1], 0)) for prompt in prompts]
+    )
+    together = generate(model, padded, attention_mask=mask, **kwargs)[:, 9:]
+    for tokens, prompt in zip(together, prompts, strict=True):
+        assert torch.equal(tokens[None], generate(model, prompt, **kwargs)[:, prompt.shape[1] :])
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "top_k": 5, "num_return_sequences": 3},
+        {"num_beams": 4},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"num_beams": 3, "do_sample": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("overrides", [{}, {"loop_shift": False}], ids=str)
+def test_sampling_and_beams_with_a_cache_equal_those_without(overrides, kwargs):
+    model, prompt = model_in_double(num_loops=3, **overrides), tiny_ids(2, 6)
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        outputs.append(generate(model, prompt, use_cache=use_cache, **kwargs))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 50])
+def test_chunked_prefill_generates_the_same(chunk_size, row):
+    model, prompt = model_in_double(num_loops=3, **ABLATION_ROWS[row]), tiny_ids(2, 17)
+    assert torch.equal(generate(model, prompt, prefill_chunk_size=chunk_size), generate(model, prompt))
+
+
+def test_chunked_prefill_of_a_left_padded_batch_generates_the_same():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(2, 17)
+    mask = torch.ones_like(prompt)
+    mask[0, :6] = 0
+    expected = generate(model, prompt, attention_mask=mask)
+    assert torch.equal(generate(model, prompt, attention_mask=mask, prefill_chunk_size=4), expected)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_prompt_lookup_generates_the_same(do_sample, row):
+    model = model_in_double(num_loops=3, **ABLATION_ROWS[row])
+    prompt = tiny_ids(1, 6).repeat(1, 3)
+    kwargs = {"do_sample": do_sample, "top_k": 1}
+    assert torch.equal(generate(model, prompt, 60, prompt_lookup_num_tokens=4, **kwargs), generate(model, prompt, 60))
+
+
+def llama_in_double():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+    )
+    return LlamaForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("target", ["plt", "llama"])
+@pytest.mark.parametrize("assistant", ["same", "plt", "llama"])
+def test_assisted_decoding_generates_the_same(assistant, target):
+    target = llama_in_double() if target == "llama" else model_in_double(num_loops=3)
+    assistant = {"same": target, "llama": llama_in_double(), "plt": model_in_double(seed=3, num_loops=2)}[assistant]
+    prompt = tiny_ids(1, 6)
+    expected = generate(target, prompt, 60)
+    assert torch.equal(generate(target, prompt, 60, assistant_model=assistant), expected)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_an_assistant_that_is_often_wrong_generates_the_same(row):
+    """A slightly disturbed copy agrees on some tokens and not on others, so drafts are taken back in part."""
+    target = model_in_double(num_loops=3, **ABLATION_ROWS[row])
+    assistant = model_in_double(num_loops=3, **ABLATION_ROWS[row])
+    with torch.no_grad():
+        assistant.lm_head.weight.add_(0.15 * torch.randn_like(assistant.lm_head.weight))
+    assistant.generation_config.num_assistant_tokens = 6
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    prompt = tiny_ids(1, 6)
+    assert torch.equal(generate(target, prompt, 80, assistant_model=assistant), generate(target, prompt, 80))
+
+
+def test_early_exit_assistance_generates_the_same():
+    model, prompt = model_in_double(num_loops=3, num_hidden_layers=3), tiny_ids(1, 6)
+    assert torch.equal(generate(model, prompt, 60, assistant_early_exit=1), generate(model, prompt, 60))
+    assert model.config.num_hidden_layers == 3
+
+
+def test_generating_from_embeddings_equals_generating_from_ids():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(2, 6)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings()(prompt)
+    from_embeddings = model.generate(inputs_embeds=embeddings, max_new_tokens=24, **GREEDY)
+    assert torch.equal(from_embeddings, generate(model, prompt)[:, 6:])
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_generation_continues_from_a_returned_cache(row):
+    model, prompt = model_in_double(num_loops=3, **ABLATION_ROWS[row]), tiny_ids(2, 6)
+    expected = generate(model, prompt, 40)
+    first = generate(model, prompt, 13, return_dict_in_generate=True)
+    assert isinstance(first.past_key_values, PLTCache)
+    assert torch.equal(generate(model, first.sequences, 27, past_key_values=first.past_key_values), expected)
+
+
+def test_generation_continues_a_conversation_from_its_cache():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(1, 6)
+    first = generate(model, prompt, 10, return_dict_in_generate=True)
+    longer = torch.cat((first.sequences, tiny_ids(1, 7, seed=9)), dim=1)
+    continued = generate(model, longer, past_key_values=first.past_key_values)
+    assert torch.equal(continued, generate(model, longer))
+
+
+def test_a_cache_may_be_passed_in_empty():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(2, 6)
+    cache = PLTCache(model.config)
+    assert torch.equal(generate(model, prompt, past_key_values=cache), generate(model, prompt))
+    assert cache.get_seq_length() == 29
+
+
+class Collect(BaseStreamer):
+    def __init__(self):
+        self.tokens, self.ended = [], False
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_streamers_see_every_token_in_order(kwargs):
+    model, prompt, streamer = model_in_double(num_loops=3), tiny_ids(1, 6), Collect()
+    tokens = generate(model, prompt, streamer=streamer, **kwargs)
+    assert streamer.tokens == tokens[0].tolist()
+    assert streamer.ended
+
+
+def test_scores_and_hidden_states_of_generation_have_the_usual_shapes():
+    model, prompt = tiny_model(num_loops=3, attn_implementation="eager"), tiny_ids(2, 6)
+    output = generate(
+        model,
+        prompt,
+        4,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    assert [score.shape for score in output.scores] == [(2, 61)] * 4
+    assert [len(step) for step in output.hidden_states] == [3] * 4
+    assert [tuple(step[-1].shape) for step in output.hidden_states] == [(2, 6, 32)] + [(2, 1, 32)] * 3
+    assert [len(step) for step in output.attentions] == [2] * 4
+    assert [tuple(step[-1].shape) for step in output.attentions] == [(2, 4, 6, 6)] + [(2, 4, 1, n) for n in (7, 8, 9)]
+
+
+def test_stopping_at_the_end_token_pads_the_finished_row():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(2, 6)
+    free = generate(model, prompt)
+    end = free[0, 12].item()
+    stopped = generate(model, prompt, eos_token_id=end)
+    first_end = free[0].tolist().index(end, 6)
+    assert torch.equal(stopped[0, : first_end + 1], free[0, : first_end + 1])
+    assert (stopped[0, first_end + 1 :] == 0).all()
+
+
+def test_generation_config_of_the_model_is_used():
+    model = model_in_double(num_loops=3)
+    model.generation_config = GenerationConfig(max_new_tokens=3, **GREEDY)
+    assert model.generate(tiny_ids(1, 6)).shape == (1, 9)

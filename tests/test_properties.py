@@ -1,0 +1,112 @@
+"""Random small models, paddings and chunkings: cached = uncached = alone = reference."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ReferencePLT
+from tiny import tiny_ids, tiny_model
+
+from modeling_plt import PLTCache
+
+
+@st.composite
+def configs(draw):
+    num_key_value_heads = draw(st.sampled_from([1, 2]))
+    return {
+        "num_loops": draw(st.integers(1, 4)),
+        "loop_shift": draw(st.booleans()),
+        "loop_attention": draw(st.sampled_from(["gated_window", "gated_window", "shared", "own"])),
+        "sliding_window": draw(st.integers(1, 12)),
+        "gate_input": draw(st.sampled_from(["hidden", "query"])),
+        "embedding_scale": draw(st.sampled_from([0.3, 1.0])),
+        "hidden_scale": draw(st.sampled_from([0.4, 1.0])),
+        "loop_norm": draw(st.booleans()),
+        "num_hidden_layers": draw(st.integers(1, 2)),
+        "num_key_value_heads": num_key_value_heads,
+        "num_attention_heads": num_key_value_heads * draw(st.integers(1, 3)),
+        "hidden_size": 16,
+        "seed": draw(st.integers(0, 3)),
+    }
+
+
+@st.composite
+def chunks(draw, length):
+    sizes = []
+    while sum(sizes) < length:
+        sizes.append(draw(st.integers(1, length - sum(sizes))))
+    return sizes
+
+
+@st.composite
+def padded_batches(draw):
+    lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    longest = max(lengths) + draw(st.integers(0, 2))
+    mask = torch.zeros(len(lengths), longest, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, longest - length :] = 1
+    return tiny_ids(len(lengths), longest, draw(st.integers(0, 9))), mask, draw(chunks(longest))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(config=configs(), batch=padded_batches(), give_positions=st.booleans())
+def test_cached_chunks_of_a_padded_batch_equal_each_row_alone(config, batch, give_positions):
+    model = tiny_model(**config).double()
+    input_ids, mask, sizes = batch
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache, logits, start = PLTCache(model.config), [], 0
+    with torch.no_grad():
+        for chunk in input_ids.split(sizes, dim=1):
+            end = start + chunk.shape[1]
+            given_positions = {"position_ids": positions[:, start:end]} if give_positions else {}
+            output = model(chunk, attention_mask=mask[:, :end], past_key_values=cache, **given_positions)
+            start, logits = end, [*logits, output.logits]
+        logits = torch.cat(logits, dim=1)
+        together = model(input_ids, attention_mask=mask, use_cache=False).logits
+        reference = ReferencePLT(model.config, model.state_dict())
+        for row, real in enumerate(mask.bool()):
+            alone = model(input_ids[row, real][None], use_cache=False).logits[0]
+            expected = torch.from_numpy(reference.logits(input_ids[row, real].tolist()))
+            tolerance = {"rtol": 0, "atol": 1e-5 * expected.abs().max()}
+            torch.testing.assert_close(alone, expected, **tolerance)
+            torch.testing.assert_close(together[row, real], expected, **tolerance)
+            torch.testing.assert_close(logits[row, real], expected, **tolerance)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(config=configs(), lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4), seed=st.integers(0, 9))
+def test_packed_documents_equal_documents_alone(config, lengths, seed):
+    model = tiny_model(**config).double()
+    input_ids = tiny_ids(1, sum(lengths), seed)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    with torch.no_grad():
+        packed = model(input_ids, position_ids=positions, use_cache=False).logits
+        alone = [model(document, use_cache=False).logits for document in input_ids.split(lengths, dim=1)]
+    expected = torch.cat(alone, dim=1)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(config=configs(), data=st.data())
+def test_drafts_taken_back_leave_no_trace(config, data):
+    model = tiny_model(**config).double()
+    input_ids = tiny_ids(1, 24, data.draw(st.integers(0, 9)))
+    cache = PLTCache(model.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        expected = model(input_ids, use_cache=False).logits
+        start = data.draw(st.integers(1, 6))
+        model(input_ids[:, :start], past_key_values=cache)
+        while start < 24:
+            draft = input_ids[:, start : start + data.draw(st.integers(1, 5))].clone()
+            num_wrong = data.draw(st.integers(0, draft.shape[1]))
+            draft[:, draft.shape[1] - num_wrong :] = 3
+            logits = torch.cat([model(ids, past_key_values=cache).logits for ids in draft.split(3, dim=1)], dim=1)
+            cache.crop(-num_wrong)
+            num_right = draft.shape[1] - num_wrong
+            tolerance = {"rtol": 0, "atol": 1e-9 + 1e-6 * expected.abs().max()}
+            torch.testing.assert_close(logits[:, :num_right], expected[:, start : start + num_right], **tolerance)
+            start += num_right
+            if num_right == 0:  # go on with one right token, so that every example ends
+                model(input_ids[:, start : start + 1], past_key_values=cache)
+                start += 1
+                cache.crop(0)

@@ -1,0 +1,82 @@
+"""What cannot work says so, and says why."""
+
+import pytest
+import torch
+from peft import PrefixTuningConfig, get_peft_model
+from tiny import tiny_ids, tiny_model
+from transformers import DynamicCache, StaticCache
+
+from modeling_plt import PLTCache
+
+
+@pytest.mark.parametrize("make", [lambda config: DynamicCache(), lambda config: StaticCache(config, 20)])
+def test_a_foreign_cache_is_refused(make):
+    model = tiny_model()
+    with pytest.raises(TypeError, match="must be a `PLTCache`, got"):
+        model(tiny_ids(1, 4), past_key_values=make(model.config))
+    with pytest.raises(TypeError, match="must be a `PLTCache`, got"):
+        model.generate(tiny_ids(1, 4), past_key_values=make(model.config), max_new_tokens=2)
+
+
+def test_a_cache_of_another_number_of_loops_is_refused():
+    with pytest.raises(ValueError, match="made for `num_loops=3`, the model has `num_loops=2`"):
+        tiny_model(num_loops=2)(tiny_ids(1, 4), past_key_values=PLTCache(tiny_model(num_loops=3).config))
+
+
+def test_prefix_tuning_is_refused():
+    model = get_peft_model(tiny_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(TypeError, match="Prefix tuning"):
+        model(tiny_ids(1, 4))
+
+
+@pytest.mark.parametrize("name", ["quantized", "static", "offloaded", "offloaded_static"])
+def test_other_cache_implementations_are_refused(name):
+    with pytest.raises(NotImplementedError, match=f"cache_implementation='{name}'"):
+        tiny_model().generate(tiny_ids(1, 4), cache_implementation=name, max_new_tokens=2)
+
+
+def test_continuous_batching_is_refused():
+    model = tiny_model()
+    with pytest.raises(NotImplementedError, match="continuous batching"):
+        model.generate_batch([[5, 6]])
+    assert not hasattr(model, "init_continuous_batching")
+    with pytest.raises(NotImplementedError, match="Continuous batching"):
+        model(tiny_ids(1, 4), cache=object())
+
+
+def test_bidirectional_attention_is_refused():
+    with pytest.raises(NotImplementedError, match="is_causal=False"):
+        tiny_model()(tiny_ids(1, 4), is_causal=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6, 6), (2, 5), (2, 7), (6,), (1, 6)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"`attention_mask` must be \[batch, cached \+ new tokens\].*\[2, 6\] here"):
+        tiny_model()(tiny_ids(2, 6), attention_mask=torch.ones(shape))
+
+
+def test_a_mask_must_cover_the_cached_tokens_too():
+    model = tiny_model()
+    cache = model(tiny_ids(2, 6), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"\[2, 8\] here, got \[2, 2\]"):
+        model(tiny_ids(2, 2), attention_mask=torch.ones(2, 2), past_key_values=cache)
+
+
+def test_position_ids_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"`position_ids` must be \[batch, new tokens\], \[2, 6\] here, got \[2, 5\]"):
+        tiny_model()(tiny_ids(2, 6), position_ids=torch.zeros(2, 5, dtype=torch.long))
+
+
+def test_ids_and_embeddings_exclude_each_other():
+    model, input_ids = tiny_model(), tiny_ids(1, 4)
+    with pytest.raises(ValueError, match="Exactly one of `input_ids` and `inputs_embeds`"):
+        model()
+    with pytest.raises(ValueError, match="Exactly one of `input_ids` and `inputs_embeds`"):
+        model(input_ids, inputs_embeds=model.get_input_embeddings()(input_ids))
+
+
+def test_a_cache_is_refused_when_training_with_checkpointing():
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        model(tiny_ids(1, 4), past_key_values=PLTCache(model.config))

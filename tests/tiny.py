@@ -1,0 +1,62 @@
+"""Tiny models whose every weight matters, so that a wrong gate, window or shift shows in the logits."""
+
+import torch
+
+from configuration_plt import PLTConfig
+from modeling_plt import PLTForCausalLM
+
+ABLATION_ROWS = {
+    "loop": {"loop_shift": False, "loop_attention": "own"},
+    "shift": {"loop_shift": True, "loop_attention": "own"},
+    "shared": {"loop_shift": True, "loop_attention": "shared"},
+    "gated_window": {"loop_shift": True, "loop_attention": "gated_window"},
+}
+
+
+def tiny_config(**overrides) -> PLTConfig:
+    fields = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "sliding_window": 4,
+        "embedding_scale": 0.9,
+        "hidden_scale": 0.6,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    } | overrides
+    unknown = set(fields) - set(PLTConfig.__dataclass_fields__)
+    if unknown:
+        raise TypeError(f"PLTConfig has no fields {sorted(unknown)}.")
+    return PLTConfig(**fields)
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights large enough that the loops, the gate and the window all move the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            if "norm" in name:
+                parameter.copy_(1 + 0.3 * noise)
+            elif "plt_gate" in name or name.endswith("bias"):
+                parameter.copy_(0.7 * noise)
+            else:
+                parameter.copy_(noise * (1.5 / parameter.shape[-1]) ** 0.5)
+    return model
+
+
+def tiny_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> PLTForCausalLM:
+    config = tiny_config(**overrides)
+    config._attn_implementation = attn_implementation
+    return randomize(PLTForCausalLM(config), seed).eval()
+
+
+def tiny_ids(batch_size: int, length: int, seed: int = 1) -> torch.Tensor:
+    """Token ids `[batch_size, length]` without the special ones."""
+    return torch.randint(3, 61, (batch_size, length), generator=torch.Generator().manual_seed(seed))
