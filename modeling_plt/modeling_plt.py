@@ -161,7 +161,7 @@ class PLTModel(PLTPreTrainedModel):
             num_tokens, device = inputs_embeds.shape[1], inputs_embeds.device
             position_ids = count_positions(attention_mask, num_past, num_tokens, device)
         token_positions = mark_pads(position_ids, attention_mask)
-        if may_be_packed and holds_several_documents(token_positions):
+        if may_be_packed and holds_several_documents(token_positions, attention_mask):
             # without a mask and a cache, transformers builds the masks of documents from their positions
             attention_mask = None
             note_documents(past_key_values, num_past)
@@ -279,8 +279,8 @@ class PLTModel(PLTPreTrainedModel):
             )
         if past_key_values.holds_packed_documents:
             raise NotImplementedError(
-                "`past_key_values` holds several documents packed into one row, or padded rows that came without an "
-                "`attention_mask`, and cannot be continued: new tokens would attend to all of them."
+                "`past_key_values` holds several documents packed into one row, or padded rows that came "
+                "without an `attention_mask`, and cannot be continued: new tokens would attend to all of them."
             )
         if self.gradient_checkpointing and self.training:
             raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")

@@ -18,10 +18,10 @@ def count_positions(attention_mask: Tensor | None, num_past: int, num_tokens: in
 
 
 def mark_pads(position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions `[B, T]` with NO_POSITION where a mask `[B, S]` says pad, so that nothing follows a pad."""
-    if attention_mask is None:
-        return position_ids
-    is_real = attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
+    """Positions `[B, T]` with NO_POSITION for pads: 0 in the mask `[B, S]`, or at a negative position."""
+    is_real = position_ids >= 0
+    if attention_mask is not None:
+        is_real = is_real & attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
     return torch.where(is_real, position_ids, NO_POSITION)
 
 
@@ -29,15 +29,18 @@ def follows_previous(token_positions: Tensor, last_position: Tensor | None) -> T
     """Whether each token `[B, T]` continues the token before it, in the tensor or at `last_position` `[B, 1]`."""
     if last_position is None:
         last_position = torch.full_like(token_positions[:, :1], NO_POSITION)
-    previous = torch.cat((last_position, token_positions[:, :-1]), dim=1)
-    # position 0 always starts a sequence, whatever number a caller gave to the pad before it
-    return (token_positions == previous + 1) & (token_positions > 0)
+    return token_positions == torch.cat((last_position, token_positions[:, :-1]), dim=1) + 1
 
 
-def holds_several_documents(token_positions: Tensor) -> bool:
-    """Whether a row of `[B, T]` restarts behind a real token; reads the values, so it waits for the device."""
+def holds_several_documents(token_positions: Tensor, attention_mask: Tensor | None) -> bool:
+    """Whether positions restart within a row of `[B, T]`, other than at pads that a mask hides.
+
+    Reads the values, so it waits for the device.
+    """
     if token_positions.shape[1] == 1:
         return False
-    previous, current = token_positions[:, :-1], token_positions[:, 1:]
-    restarts = (current != previous + 1) & (previous != NO_POSITION) & (current != NO_POSITION)
+    restarts = token_positions.diff(dim=1) != 1
+    if attention_mask is not None:
+        is_pad = token_positions == NO_POSITION
+        restarts &= ~(is_pad[:, 1:] | is_pad[:, :-1])
     return bool(restarts.any())

@@ -133,9 +133,15 @@ def test_packed_documents_and_caches_do_not_mix_silently():
         model(packed, position_ids=positions, past_key_values=filled)
 
 
-def test_left_padding_told_by_positions_alone_equals_rows_alone():
+@pytest.mark.parametrize("pad_position", [0, 1, -1])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_left_padding_told_by_positions_alone_equals_rows_alone(use_cache, pad_position):
     model = tiny_model(num_loops=3)
-    input_ids, mask = batch(LENGTHS, "left")
-    with torch.no_grad():
-        logits = model(input_ids, position_ids=positions_of(mask, 0), use_cache=False).logits
-    assert_real_tokens_equal(logits, mask, alone(model, input_ids, mask))
+    for lengths in (LENGTHS, [9, 8]):
+        input_ids, mask = batch(lengths, "left")
+        with torch.no_grad():
+            output = model(input_ids, position_ids=positions_of(mask, pad_position), use_cache=use_cache)
+        assert_real_tokens_equal(output.logits, mask, alone(model, input_ids, mask))
+        if use_cache:
+            with pytest.raises(NotImplementedError, match="without an `attention_mask`, and cannot be continued"):
+                model(input_ids[:, :1], past_key_values=output.past_key_values)

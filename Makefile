@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both build their own virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+# another release of transformers than the pinned one: make test VENV=.venv-5.19 TRANSFORMERS=5.19.0
+TRANSFORMERS ?= $(shell sed -n 's/^transformers==//p' constraints.txt)
+
+BIN = $(abspath $(VENV))/bin
+RUN = runs/demo
+# Python with everything but this package: -S skips the .pth file through which an editable install is found
+PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
+
+.PHONY: demo test lint clean
+
+$(VENV)/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
+		--editable '.[train,eval,dev]'
+	touch $@
+
+# Train a plain decoder, a vanilla loop and a PLT of one size; then use the PLT without this package, and compare all.
+demo: $(VENV)/ready
+	$(BIN)/python examples/train.py --output $(RUN)/plain --set num_loops=1
+	$(BIN)/python examples/train.py --output $(RUN)/loop --set loop_shift=False loop_attention=own
+	$(BIN)/python examples/train.py --output $(RUN)/plt
+	$(CLEAN_PYTHON) examples/generate.py --model $(RUN)/plt
+	cd $(RUN)/plt && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
+		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
+		--tasks held_out --include_path $(abspath examples/lm_eval)
+	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt --output $(RUN)
+
+test: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
