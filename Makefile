@@ -16,7 +16,8 @@ CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
+	# modules are compiled when first imported: compiling all of them here takes a minute
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint $(VENV)/constraints.txt \
 		--editable '.[train,eval,dev]'
 	touch $@
 

@@ -35,10 +35,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def held_out_rows(folder: str) -> torch.Tensor:
-    """Token ids `[rows, LENGTH]` of the texts that the model was not trained on."""
+    """Token ids `[rows, LENGTH]` of the texts that the model was not trained on.
+
+    Raises:
+        ValueError: they are too short to decode behind.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     texts = load_dataset("json", data_files=str(Path(folder) / "held_out.jsonl"), split="train")["text"]
     ids = torch.cat([tokenizer(text, return_tensors="pt").input_ids[0] for text in texts])
+    if len(ids) < CONTEXT:
+        raise ValueError(f"`held_out.jsonl` of {folder} must have at least {CONTEXT} tokens, got {len(ids)}.")
     return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
 
 

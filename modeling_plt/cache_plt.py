@@ -165,10 +165,10 @@ class PLTCache(DynamicCache):
             Keys and values `[B, len(loops) * Hkv, n, Dh]`.
         """
         caches = [self, *self.later_loops][loops.start : loops.stop]
+        if len(caches) == 1:
+            return caches[0].update(key_states, value_states, layer_idx)
         new = zip(key_states.chunk(len(loops), dim=1), value_states.chunk(len(loops), dim=1), strict=True)
         seen = [cache.update(key, value, layer_idx) for cache, (key, value) in zip(caches, new, strict=True)]
-        if len(loops) == 1:
-            return seen[0]
         return torch.cat([key for key, _ in seen], dim=1), torch.cat([value for _, value in seen], dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:

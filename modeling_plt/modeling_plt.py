@@ -202,9 +202,10 @@ class PLTModel(PLTPreTrainedModel):
         for loops in blocks:
             rows = [self.loop_input(loop_idx, inputs_embeds, states, carry, follows) for loop_idx in loops]
             hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, **kwargs)
-            for loop_idx, state in zip(loops, hidden_states.chunk(len(loops), dim=1), strict=True):
-                has_norm = config.loop_norm or loop_idx == config.num_loops - 1
-                states.append(self.norm(state) if has_norm else state)
+            hidden_states = self.norm(hidden_states) if config.loop_norm else hidden_states
+            states += hidden_states.chunk(len(loops), dim=1)
+        if not config.loop_norm:
+            states[-1] = self.norm(states[-1])
 
         if cached_carry is not None:
             cached_carry.write(states[:-1], token_positions)
@@ -243,6 +244,8 @@ class PLTModel(PLTPreTrainedModel):
         self, inputs_embeds: Tensor, attention_mask: Tensor | None, token_positions: Tensor, cache: PLTCache | None
     ) -> dict:
         """The masks over all keys and over a later loop's window, as the attention implementation takes them."""
+        if token_positions.shape[1] == 1 and attention_mask is None:
+            return {}  # the last position sees everything that the cache holds
         mask_kwargs = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
