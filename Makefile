@@ -24,8 +24,8 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 # Train a plain decoder, a vanilla loop and a PLT of one size; then use the PLT without this package, and compare all.
 demo: $(VENV)/ready
 	$(BIN)/python examples/train.py --output $(RUN)/plain --set num_loops=1
-	$(BIN)/python examples/train.py --output $(RUN)/loop --set loop_shift=False loop_attention=own
-	$(BIN)/python examples/train.py --output $(RUN)/plt
+	$(BIN)/python examples/train.py --output $(RUN)/loop --tokenizer $(RUN)/plain --set loop_shift=False loop_attention=own
+	$(BIN)/python examples/train.py --output $(RUN)/plt --tokenizer $(RUN)/plain
 	$(CLEAN_PYTHON) examples/generate.py --model $(RUN)/plt
 	cd $(RUN)/plt && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
