@@ -54,6 +54,7 @@ class PLTConfig(PreTrainedConfig):
     embedding_scale: float | int = 1.0  # weight of the embedding in the input of later loops
     hidden_scale: float | int = 1.0  # weight of the previous loop's state in the input of later loops
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
+    learned_scales: bool = False  # the two scales are parameters, and these values their start
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -73,14 +74,19 @@ class PLTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters | dict | None = None
     attention_bias: bool = False
+    attention_output_bias: bool | None = None  # bias of `o_proj`; as `attention_bias` if None (Qwen2 has none)
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation (Qwen3)
+    sandwich_norm: bool = False  # RMSNorm also of what attention and MLP add to the residual stream (Ouro)
 
     def __post_init__(self, **kwargs):
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
@@ -94,6 +100,11 @@ class PLTConfig(PreTrainedConfig):
     def has_gate(self) -> bool:
         """Whether the layers hold a gate: there is a later loop, and it mixes two attentions."""
         return self.num_loops > 1 and self.loop_attention == "gated_window"
+
+    @property
+    def has_learned_scales(self) -> bool:
+        """Whether the model holds the two scales of a later loop's input as parameters."""
+        return self.num_loops > 1 and self.learned_scales
 
     def validate_architecture(self):
         """Check that counts are counts and that sizes fit together; `@strict` calls all `validate_*` methods."""

@@ -31,12 +31,15 @@ class PLTGate(nn.Module):
             self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, layer_input: Tensor, query: Tensor) -> Tensor:
-        """Un-normed layer input `[B, rows, D]` and rotated query `[B, H, rows, Dh]` -> gate `[B, rows, H]`."""
+        """Un-normed layer input `[B, rows, D]` and rotated query `[B, H, rows, Dh]` -> gate `[B, rows, H]`.
+
+        At least float32, in which a gate near 1 still differs from 1 and has a gradient.
+        """
         if self.reads_query:
             logits = (query * self.weight[:, None]).sum(dim=-1).transpose(1, 2) + self.bias
         else:
             logits = nn.functional.linear(self.gate_norm(layer_input), self.weight, self.bias)
-        return logits.sigmoid()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 class FoldedQueries(nn.Module):
@@ -69,7 +72,10 @@ class PLTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        if config.qk_norm:
+            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.plt_gate = PLTGate(config) if config.has_gate else None
         self.folded_queries = FoldedQueries(config, layer_idx)
 
@@ -106,9 +112,11 @@ class PLTAttention(nn.Module):
         own_loops = range(max(loops.start, self.first_own_loop), loops.stop)
         own_rows = slice(hidden_states.shape[1] - len(own_loops) * num_positions, None)
 
-        query = self.split_heads(self.q_proj(hidden_states), position_embeddings)
+        query = self.split_heads(self.q_proj(hidden_states))
+        query = rotate(self.q_norm(query) if self.config.qk_norm else query, position_embeddings)
         if loops.start == 0 or own_loops:
-            key = self.split_heads(self.k_proj(hidden_states), position_embeddings)
+            key = self.split_heads(self.k_proj(hidden_states))
+            key = rotate(self.k_norm(key) if self.config.qk_norm else key, position_embeddings)
             value = self.split_heads(self.v_proj(hidden_states))
         if own_loops:
             own = self.own_key_value(key[:, :, own_rows], value[:, :, own_rows], own_loops, past_key_values)
@@ -125,21 +133,18 @@ class PLTAttention(nn.Module):
         if self.plt_gate is not None and own_loops:
             query = query[:, :, own_rows]
             gate = self.plt_gate(layer_input[:, own_rows], query).unsqueeze(-1)
+            shared_weight, window_weight = gate.to(output.dtype), (1 - gate).to(output.dtype)
             kwargs["sliding_window"] = self.config.sliding_window
             window, _ = self.attend_own(query, *own, len(own_loops), sliding_attention_mask, **kwargs)
-            mixed = gate * output[:, own_rows] + (1 - gate) * window
+            mixed = shared_weight * output[:, own_rows] + window_weight * window
             output = mixed if own_rows.start == 0 else torch.cat((output[:, : own_rows.start], mixed), dim=1)
 
         weights = weights if loops.stop == self.config.num_loops else None
         return self.o_proj(output.flatten(2)), weights, shared_key, shared_value
 
-    def split_heads(self, states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`, rotated if position embeddings are given."""
-        states = states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if position_embeddings is None:
-            return states
-        cos, sin = (embedding.unsqueeze(1) for embedding in position_embeddings)
-        return states * cos + rotate_half(states) * sin
+    def split_heads(self, states: Tensor) -> Tensor:
+        """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def own_key_value(
         self, key: Tensor, value: Tensor, loops: range, past_key_values: Cache | None
@@ -198,6 +203,12 @@ class PLTAttention(nn.Module):
         output, weights = attention(self.folded_queries, rows, key, value, mask, is_causal=False, **kwargs)
         output = output.transpose(1, 2).flatten(1, 2).unsqueeze(1)
         return output, None if weights is None else weights.flatten(1, 2).unsqueeze(2)
+
+
+def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of `[B, heads, R * T, Dh]`; one position serves all R rows of a block of loops."""
+    cos, sin = (embedding.unsqueeze(1) for embedding in position_embeddings)
+    return states * cos + rotate_half(states) * sin
 
 
 def loops_to_heads(states: Tensor, num_loops: int) -> Tensor:

@@ -52,6 +52,10 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.sandwich_norm = config.sandwich_norm
+        if config.sandwich_norm:
+            self.input_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self, hidden_states: Tensor, shared_key: Tensor | None, shared_value: Tensor | None, loops: range, **kwargs
@@ -64,8 +68,9 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         attended, _, shared_key, shared_value = self.self_attn(
             normed, hidden_states, shared_key, shared_value, loops, **kwargs
         )
-        hidden_states = hidden_states + attended
-        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
+        output = self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
         return hidden_states, shared_key, shared_value
 
 
@@ -98,6 +103,9 @@ class PLTPreTrainedModel(PreTrainedModel):
         if isinstance(module, PLTGate):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        if isinstance(module, PLTModel) and self.config.has_learned_scales:
+            init.constant_(module.embedding_scale, self.config.embedding_scale)
+            init.constant_(module.hidden_scale, self.config.hidden_scale)
 
 
 class PLTModel(PLTPreTrainedModel):
@@ -110,6 +118,9 @@ class PLTModel(PLTPreTrainedModel):
             PLTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.has_learned_scales:
+            self.embedding_scale = nn.Parameter(torch.full((1,), float(config.embedding_scale)))
+            self.hidden_scale = nn.Parameter(torch.full((1,), float(config.hidden_scale)))
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.last_loop_tap = LastLoopTap()
         self.gradient_checkpointing = False
@@ -226,7 +237,8 @@ class PLTModel(PLTPreTrainedModel):
             previous = previous.masked_fill(~follows, 0)
         # with a device map, the last layer may sit on another device than the first
         previous = previous.to(inputs_embeds.device)
-        return self.config.embedding_scale * inputs_embeds + self.config.hidden_scale * previous
+        scales = self if self.config.has_learned_scales else self.config
+        return scales.embedding_scale * inputs_embeds + scales.hidden_scale * previous
 
     def run_layers(self, hidden_states: Tensor, shared: list, loops: range, **kwargs) -> tuple[Tensor, list]:
         """One pass of a block `[B, R * T, D]` through the stack; `shared` holds each layer's shared key and value."""

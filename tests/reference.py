@@ -65,8 +65,12 @@ class ReferencePLT:
         config, name = self.config, f"model.layers.{layer_idx}"
         heads = (-1, config.head_dim)
         x = self.norm(name + ".input_layernorm", h)
-        q = rotate(self.linear(name + ".self_attn.q_proj", x).reshape(heads), position, self.theta)
-        k = rotate(self.linear(name + ".self_attn.k_proj", x).reshape(heads), position, self.theta)
+        q = self.linear(name + ".self_attn.q_proj", x).reshape(heads)
+        k = self.linear(name + ".self_attn.k_proj", x).reshape(heads)
+        if config.qk_norm:
+            q = np.stack([self.norm(name + ".self_attn.q_norm", head) for head in q])
+            k = np.stack([self.norm(name + ".self_attn.k_norm", head) for head in k])
+        q, k = rotate(q, position, self.theta), rotate(k, position, self.theta)
         v = self.linear(name + ".self_attn.v_proj", x).reshape(heads)
         keys, values = kv[loop_idx][layer_idx]
         keys.append(k)
@@ -79,10 +83,16 @@ class ReferencePLT:
                 g = self.gate(name + ".self_attn.plt_gate", h, q)[:, None]
                 window = attend(q, keys[-config.sliding_window :], values[-config.sliding_window :])
                 y = g * y + (1 - g) * window
-        h = h + self.linear(name + ".self_attn.o_proj", y.reshape(-1))
+        y = self.linear(name + ".self_attn.o_proj", y.reshape(-1))
+        h = h + (self.norm(name + ".input_layernorm_2", y) if config.sandwich_norm else y)
         x = self.norm(name + ".post_attention_layernorm", h)
         gate, up = self.linear(name + ".mlp.gate_proj", x), self.linear(name + ".mlp.up_proj", x)
-        return h + self.linear(name + ".mlp.down_proj", silu(gate) * up)
+        y = self.linear(name + ".mlp.down_proj", silu(gate) * up)
+        return h + (self.norm(name + ".post_attention_layernorm_2", y) if config.sandwich_norm else y)
+
+    def scale(self, name):
+        """One of the two scales of a later loop's input, learned or fixed."""
+        return self.weights["model." + name] if self.config.learned_scales else getattr(self.config, name)
 
     def loop_states(self, input_ids):
         """A list of T token ids -> normed states `[L, T, D]` of every loop."""
@@ -96,11 +106,10 @@ class ReferencePLT:
             for r in loops:
                 if r == 0:
                     h = embedding
-                elif config.loop_shift:
-                    previous = states[r - 1][position - 1] if position > 0 else np.zeros_like(embedding)
-                    h = config.embedding_scale * embedding + config.hidden_scale * previous
                 else:
-                    h = config.embedding_scale * embedding + config.hidden_scale * states[r - 1][position]
+                    source = position - 1 if config.loop_shift else position
+                    previous = states[r - 1][source] if source >= 0 else np.zeros_like(embedding)
+                    h = self.scale("embedding_scale") * embedding + self.scale("hidden_scale") * previous
                 for n in layers:
                     h = self.layer(n, r, position, h, kv)
                 normed[r].append(self.norm("model.norm", h))

@@ -1,10 +1,12 @@
 """The configuration says what is allowed, and keeps what it was given."""
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model
 
 from configuration_plt import PLTConfig
+from modeling_plt import PLTForCausalLM
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,29 @@ def test_impossible_combinations_are_refused():
         tiny_config(embedding_scale=0.0, hidden_scale=0)
     with pytest.raises(StrictDataclassError, match="`hidden_size` must be a multiple of `num_attention_heads`"):
         tiny_config(head_dim=None, hidden_size=30)
+
+
+def test_optional_tensors_exist_only_where_they_are_asked_for():
+    def names(**overrides):
+        return {name.removeprefix("model.layers.0.") for name in tiny_model(**overrides).state_dict()}
+
+    plain = names(num_hidden_layers=1)
+    assert names(num_hidden_layers=1, qk_norm=True) - plain == {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
+    norms = {"input_layernorm_2.weight", "post_attention_layernorm_2.weight"}
+    assert names(num_hidden_layers=1, sandwich_norm=True) - plain == norms
+    scales = {"model.embedding_scale", "model.hidden_scale"}
+    assert names(num_hidden_layers=1, learned_scales=True) - plain == scales
+    assert not names(num_loops=1, learned_scales=True) & scales
+    biases = {f"self_attn.{name}_proj.bias" for name in "qkvo"}
+    assert names(num_hidden_layers=1, attention_bias=True) - plain == biases
+    without_output = names(num_hidden_layers=1, attention_bias=True, attention_output_bias=False)
+    assert without_output - plain == biases - {"self_attn.o_proj.bias"}
+
+
+def test_learned_scales_start_at_the_configured_values():
+    config = tiny_config(learned_scales=True, embedding_scale=0.7, hidden_scale=0.0)
+    model = PLTForCausalLM(config).model
+    torch.testing.assert_close((model.embedding_scale.item(), model.hidden_scale.item()), (0.7, 0.0))
 
 
 def test_defaults_are_those_of_the_papers():
