@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+# what a cache is built from; a model with other values cannot read it
+SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
+
+NOT_RECORDED = (
+    "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
+    "before the tokens that may have to be taken back."
+)
+
 
 def last_columns(states: Tensor, num_columns: int) -> Tensor:
     """The last `num_columns` entries of dimension -2, or all if there are fewer; `num_columns` may be 0."""
@@ -60,47 +68,75 @@ class WindowLayer(DynamicLayer):
     def get_max_length(self) -> int:
         return self.num_kept + 1
 
-    def activate_past_recording(self) -> None:
-        self.record_past = True
-
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` tokens (a number <= 0) and everything the window no longer needs."""
         if not self.is_initialized:
             return
         num_left = self.keys.shape[-2] + tokens_to_remove
         if num_left < min(self.num_kept, self.cumulative_length + tokens_to_remove):
-            raise RuntimeError(
-                f"Cannot take back {-tokens_to_remove} tokens: the cache no longer holds the states before them. "
-                "Call `activate_past_recording()` before the tokens that may have to be taken back."
-            )
+            raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
         self.keys = self.trim(self.keys[..., :num_left, :])
         self.values = self.trim(self.values[..., :num_left, :])
         self.cumulative_length += tokens_to_remove
 
 
-class Carry(WindowLayer):
-    """Every loop's state at the last position but the last loop's, which feeds the next loop at the next position.
+class Carry:
+    """Every loop's state but the last loop's at the last token, which feeds the next loop at the next token.
 
-    To be cropped, reordered and reset like a window, it is one: of two columns, whose `keys` `[B, L - 1, 1, D]` are
-    the states and whose `values` `[B, 1, 1, 1]` are the positions they belong to.
+    `states` are one `[B, C, D]` per loop that hands its state on, none without `loop_shift`; `positions` `[B, C]` are
+    those of the tokens they belong to. Only the last of the C columns is read: C is 1, or while recording, all since
+    the last `crop`.
     """
 
     def __init__(self):
-        super().__init__(sliding_window=2)
+        self.record_past = False
+        self.reset()
 
-    def read(self) -> tuple[Tensor, Tensor] | None:
-        """States `[B, L - 1, D]` and positions `[B, 1]` of the last token, or None before the first one."""
-        if not self.is_initialized or self.keys.shape[-2] == 0:
-            return None
-        return self.keys[:, :, -1], self.values[:, 0, -1]
+    def reset(self) -> None:
+        self.states: list[Tensor] = []
+        self.positions: Tensor | None = None
 
-    def write(self, states: list[Tensor], position_ids: Tensor) -> None:
-        """Replace the carry by the last of T tokens: L - 1 states `[B, T, D]` at positions `[B, T]`."""
-        num_tokens = position_ids.shape[1]
-        num_columns = num_tokens if self.record_past else 1
-        columns = torch.stack([state[:, -num_columns:] for state in states], dim=1)
-        self.update(columns, position_ids[:, None, -num_columns:, None])
-        self.cumulative_length += num_tokens - num_columns
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.positions is None else sum(part.nbytes for part in (*self.states, self.positions))
+
+    def write(self, states: list[Tensor], positions: Tensor) -> None:
+        """Take over T tokens: states `[B, T, D]` at positions `[B, T]`."""
+        num_columns = positions.shape[1] if self.record_past else 1
+        states, positions = [state[:, -num_columns:] for state in states], positions[:, -num_columns:]
+        if self.record_past and self.positions is not None:
+            states = [torch.cat(pair, dim=1) for pair in zip(self.states, states, strict=True)]
+            positions = torch.cat((self.positions, positions), dim=1)
+        # a view of the last column would keep a whole prompt in memory
+        self.states, self.positions = [state.clone() for state in states], positions.clone()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Go back to the token before the last `-tokens_to_remove`, and forget those before it.
+
+        Raises:
+            RuntimeError: its states were not recorded.
+        """
+        if self.positions is None:
+            return
+        num_left = self.positions.shape[1] + tokens_to_remove
+        if num_left < 1:
+            raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
+        last = slice(num_left - 1, num_left)
+        self.states, self.positions = (
+            [state[:, last].clone() for state in self.states],
+            self.positions[:, last].clone(),
+        )
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch."""
+        if self.positions is not None:
+            self.select(torch.arange(self.positions.shape[0]).repeat_interleave(repeats))
+
+    def select(self, rows: Tensor) -> None:
+        """Replace the batch by these rows of it."""
+        if self.positions is not None:
+            self.states = [state.index_select(0, rows.to(state.device)) for state in self.states]
+            self.positions = self.positions.index_select(0, rows.to(self.positions.device))
 
 
 class PLTCache(DynamicCache):
@@ -109,7 +145,7 @@ class PLTCache(DynamicCache):
     - the layers of the cache itself hold loop 0: the shared KV `[B, Hkv, S, Dh]`, one per decoder layer;
     - `later_loops` holds one cache per later loop: windows for `loop_attention="gated_window"`, full keys and values
       for `"own"`, nothing for `"shared"`;
-    - `carry` holds the states `[B, L - 1, D]` that the next token's loops start from; None without `loop_shift`.
+    - `carry` holds the states that the next token's loops start from, and the position they belong to.
 
     A sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + (L - 1) * D` elements and one
     position id. Beam search, batch selection and rollback act on all three parts.
@@ -124,7 +160,6 @@ class PLTCache(DynamicCache):
     def __init__(self, config):
         super().__init__(config=config)
         num_layers, num_later = config.num_hidden_layers, config.num_loops - 1
-        self.num_loops = config.num_loops
         self.later_loops: list[Cache] = []
         if config.loop_attention == "gated_window":
             self.later_loops = [
@@ -132,24 +167,20 @@ class PLTCache(DynamicCache):
             ]
         elif config.loop_attention == "own":
             self.later_loops = [Cache([DynamicLayer() for _ in range(num_layers)]) for _ in range(num_later)]
-        self.carry = Carry() if config.loop_shift and num_later > 0 else None
-        self.holds_packed_documents = False
+        self.carry = Carry()
+        self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
+        self.why_closed: str | None = None  # why no token can follow, if so
 
     @property
     def nbytes(self) -> int:
         """Bytes of all the states held."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.all_layers if layer.is_initialized)
+        layers = [layer for layer in self.all_layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) + self.carry.nbytes
 
     @property
     def all_layers(self) -> list[DynamicLayer]:
-        """Everything that holds states: loop 0, the later loops, the carry."""
-        layers = [layer for cache in (self, *self.later_loops) for layer in cache.layers]
-        return layers if self.carry is None else [*layers, self.carry]
-
-    @property
-    def parts(self) -> list[Cache | Carry]:
-        """Everything but loop 0, in the order in which a refusal to crop leaves the whole cache untouched."""
-        return self.later_loops if self.carry is None else [self.carry, *self.later_loops]
+        """Everything that holds keys and values: loop 0 and the later loops."""
+        return [layer for cache in (self, *self.later_loops) for layer in cache.layers]
 
     def update_own(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range
@@ -183,28 +214,39 @@ class PLTCache(DynamicCache):
                 f"`tokens_to_remove` must be between -{self.get_seq_length()} (the tokens in the cache) and 0, "
                 f"got {tokens_to_remove}."
             )
-        for part in self.parts:
-            part.crop(tokens_to_remove)
+        if tokens_to_remove == -self.get_seq_length() and self.carry.record_past:
+            self.reset()
+            return
+        # the carry first: its refusal leaves the whole cache untouched
+        self.carry.crop(tokens_to_remove)
+        for cache in self.later_loops:
+            cache.crop(tokens_to_remove)
         super().crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        for part in self.parts:
-            part.activate_past_recording()
+        """Keep what `crop` needs to take tokens back, until `stop_past_recording`."""
+        for part in (self.carry, *self.all_layers):
+            part.record_past = True
+
+    def stop_past_recording(self) -> None:
+        """Keep no more than the next token needs."""
+        for part in (self.carry, *self.all_layers):
+            part.record_past = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        for part in self.parts:
-            part.reorder_cache(beam_idx)
+        for layer in self.all_layers:
+            layer.reorder_cache(beam_idx)
+        self.carry.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        for part in self.parts:
-            part.batch_repeat_interleave(repeats)
+        for layer in self.all_layers:
+            layer.batch_repeat_interleave(repeats)
+        self.carry.repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        for part in self.parts:
-            part.batch_select_indices(indices)
+        for layer in self.all_layers:
+            layer.batch_select_indices(indices)
+        self.carry.select(indices)
 
     def reset(self) -> None:
         for layer in self.all_layers:
@@ -212,4 +254,5 @@ class PLTCache(DynamicCache):
             # older releases of transformers zero a dynamic layer and keep its length
             layer.keys = layer.values = None
             layer.is_initialized = False
-        self.holds_packed_documents = False
+        self.carry.reset()
+        self.why_closed = None

@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -22,7 +23,15 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import PLTAttention, PLTGate
 from .cache_plt import PLTCache
 from .configuration_plt import PLTConfig
-from .positions_plt import count_positions, follows_previous, holds_several_documents, mark_pads
+from .positions_plt import (
+    NO_POSITION,
+    count_positions,
+    ends_in_pads,
+    follows_previous,
+    has_gaps,
+    holds_several_documents,
+    mark_pads,
+)
 
 
 @dataclass
@@ -143,10 +152,10 @@ class PLTModel(PLTPreTrainedModel):
 
         Args:
             input_ids: `[B, T]`; or `inputs_embeds` `[B, T, D]`, which then are the embeddings of every loop.
-            attention_mask: `[B, S]`, 1 for real tokens and 0 for pads. The real tokens of a row follow each other.
+            attention_mask: `[B, S]`, 0 for pads. The real tokens of a row follow each other.
             position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
                 any other position starts a sequence, as in packed documents. Absent, they are counted from the
-                mask, or from the length of the cache.
+                mask, or from the length of the cache. In compiled code, packed documents must come without a mask.
             past_key_values: the cache of the tokens so far; extended in place.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
@@ -156,7 +165,8 @@ class PLTModel(PLTPreTrainedModel):
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or shapes that do not fit together.
             TypeError: a cache that is not a `PLTCache`.
-            NotImplementedError: continuous batching, bidirectional attention, packed documents behind a cache.
+            NotImplementedError: continuous batching, bidirectional attention, pads between real tokens, packed
+                documents behind a cache. A single token is not checked: it would wait for the device at every step.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
@@ -167,15 +177,21 @@ class PLTModel(PLTPreTrainedModel):
         self.refuse_unsupported(past_key_values, kwargs)
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
         check_shapes(inputs_embeds, attention_mask, position_ids, num_past)
-        may_be_packed = position_ids is not None and not torch.compiler.is_compiling()  # tracing cannot read values
+        attention_mask = None if attention_mask is None else attention_mask != 0
+        has_positions = position_ids is not None
         if position_ids is None:
             num_tokens, device = inputs_embeds.shape[1], inputs_embeds.device
             position_ids = count_positions(attention_mask, num_past, num_tokens, device)
-        token_positions = mark_pads(position_ids, attention_mask)
-        if may_be_packed and holds_several_documents(token_positions, attention_mask):
-            # without a mask and a cache, transformers builds the masks of documents from their positions
-            attention_mask = None
-            note_documents(past_key_values, num_past)
+        token_positions = mark_pads(position_ids, attention_mask).expand(inputs_embeds.shape[0], -1)
+        carry, last_position = self.start_from(past_key_values, inputs_embeds)
+        # tracing cannot read values, and decoding must not wait for them
+        if token_positions.shape[1] > 1 and not torch.compiler.is_compiling():
+            if attention_mask is not None:
+                refuse_gaps(attention_mask, past_key_values)
+            if has_positions and holds_several_documents(token_positions, last_position, attention_mask is not None):
+                # without a mask and a cache, transformers builds the masks of documents from their positions
+                attention_mask = None
+                note_documents(past_key_values, num_past)
 
         kwargs |= {
             # an empty cache adds nothing to a mask
@@ -184,7 +200,10 @@ class PLTModel(PLTPreTrainedModel):
             "position_ids": position_ids,
             "past_key_values": past_key_values,
         }
-        states = self.run_loops(inputs_embeds, token_positions.expand(inputs_embeds.shape[0], -1), **kwargs)
+        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
+        states = self.run_loops(inputs_embeds, carry, follows, **kwargs)
+        if past_key_values is not None:
+            past_key_values.carry.write(states[: len(carry)], token_positions)
         loop_hidden_states = None
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
@@ -193,19 +212,28 @@ class PLTModel(PLTPreTrainedModel):
             last_hidden_state=states[-1], past_key_values=past_key_values, loop_hidden_states=loop_hidden_states
         )
 
-    def run_loops(self, inputs_embeds: Tensor, token_positions: Tensor, **kwargs) -> list[Tensor]:
-        """Embeddings `[B, T, D]` and token positions `[B, T]` -> what each of the L loops puts out, `[B, T, D]`.
+    def start_from(self, past_key_values: PLTCache | None, inputs_embeds: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The states `[B, 1, D]` that later loops start from, one each, and the position `[B, 1]` they belong to."""
+        if past_key_values is not None and past_key_values.carry.positions is not None:
+            carry = past_key_values.carry
+            return [state[:, -1:] for state in carry.states], carry.positions[:, -1:]
+        batch_size, _, hidden_size = inputs_embeds.shape
+        num_carried = self.config.num_loops - 1 if self.config.loop_shift else 0
+        no_position = torch.full((batch_size, 1), NO_POSITION, device=inputs_embeds.device)
+        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried, no_position
+
+    def run_loops(self, inputs_embeds: Tensor, carry: list[Tensor], follows: Tensor, **kwargs) -> list[Tensor]:
+        """Embeddings `[B, T, D]` -> what each of the L loops puts out, `[B, T, D]`.
 
         With the shift, the loops of a single position depend on the carry alone: they are the rows of one block.
         Several positions, or no shift, take the loops one after another.
-        """
-        config, past_key_values = self.config, kwargs["past_key_values"]
-        cached_carry = None if past_key_values is None else past_key_values.carry
-        last = None if cached_carry is None else cached_carry.read()
-        batch_size, num_positions, hidden_size = inputs_embeds.shape
-        carry, last_position = last or (inputs_embeds.new_zeros(batch_size, config.num_loops - 1, hidden_size), None)
-        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
 
+        Args:
+            carry: the states `[B, 1, D]` before the first position, of every loop but the last; none without a shift.
+            follows: `[B, T, 1]`, whether a token continues the one before it, and so takes its state.
+        """
+        config = self.config
+        num_positions = inputs_embeds.shape[1]
         in_one_pass = config.loop_shift and num_positions == 1
         blocks = [range(config.num_loops)] if in_one_pass else [range(i, i + 1) for i in range(config.num_loops)]
         states: list[Tensor] = []
@@ -214,29 +242,25 @@ class PLTModel(PLTPreTrainedModel):
             rows = [self.loop_input(loop_idx, inputs_embeds, states, carry, follows) for loop_idx in loops]
             hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, **kwargs)
             hidden_states = self.norm(hidden_states) if config.loop_norm else hidden_states
-            states += hidden_states.chunk(len(loops), dim=1)
+            states += hidden_states.unflatten(1, (len(loops), num_positions)).unbind(1)
         if not config.loop_norm:
             states[-1] = self.norm(states[-1])
-
-        if cached_carry is not None:
-            cached_carry.write(states[:-1], token_positions)
         return states
 
     def loop_input(
-        self, loop_idx: int, inputs_embeds: Tensor, states: list[Tensor], carry: Tensor, follows: Tensor
+        self, loop_idx: int, inputs_embeds: Tensor, states: list[Tensor], carry: list[Tensor], follows: Tensor
     ) -> Tensor:
         """What a loop starts from, `[B, T, D]`: E, then `a * E + b * shift(H)` of the loop before (paper 3.1)."""
         if loop_idx == 0:
             return inputs_embeds
+        device = inputs_embeds.device  # with a device map, the states are where the last layer is
         if not self.config.loop_shift:
-            previous = states[loop_idx - 1]
+            previous = states[loop_idx - 1].to(device)
         else:
-            previous = carry[:, loop_idx - 1 : loop_idx]
+            previous = carry[loop_idx - 1].to(device)
             if inputs_embeds.shape[1] > 1:
-                previous = torch.cat((previous, states[loop_idx - 1][:, :-1]), dim=1)
+                previous = torch.cat((previous, states[loop_idx - 1][:, :-1].to(device)), dim=1)
             previous = previous.masked_fill(~follows, 0)
-        # with a device map, the last layer may sit on another device than the first
-        previous = previous.to(inputs_embeds.device)
         scales = self if self.config.has_learned_scales else self.config
         return scales.embedding_scale * inputs_embeds + scales.hidden_scale * previous
 
@@ -287,16 +311,14 @@ class PLTModel(PLTPreTrainedModel):
                 f"`past_key_values` must be a `PLTCache`, got `{type(past_key_values).__name__}`, which has no place "
                 "for the carry and the windows of later loops. (Prefix tuning passes such a cache: not supported.)"
             )
-        if past_key_values.num_loops != self.config.num_loops:
-            raise ValueError(
-                f"`past_key_values` was made for `num_loops={past_key_values.num_loops}`, the model has "
-                f"`num_loops={self.config.num_loops}`."
-            )
-        if past_key_values.holds_packed_documents:
-            raise NotImplementedError(
-                "`past_key_values` holds several documents packed into one row, or padded rows that came "
-                "without an `attention_mask`, and cannot be continued: new tokens would attend to all of them."
-            )
+        for name, value in past_key_values.made_for.items():
+            if value != getattr(self.config, name):
+                raise ValueError(
+                    f"`past_key_values` was made for `{name}={value}`, the model has "
+                    f"`{name}={getattr(self.config, name)}`."
+                )
+        if past_key_values.why_closed is not None:
+            raise NotImplementedError(f"`past_key_values` cannot be continued: {past_key_values.why_closed}")
         if self.gradient_checkpointing and self.training:
             raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
 
@@ -363,6 +385,8 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
                 f"`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, holds the carry "
                 "and the windows of later loops."
             )
+        if isinstance(model_kwargs.get("past_key_values"), PLTCache) and not generation_config.is_assistant:
+            model_kwargs["past_key_values"].stop_past_recording()
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = PLTCache(self.config)
             if generation_config.is_assistant:
@@ -391,21 +415,39 @@ def check_shapes(
             "`attention_mask` must be [batch, cached + new tokens] with 1 for real tokens, "
             f"{[batch_size, num_past + num_tokens]} here, got {list(attention_mask.shape)}."
         )
-    if position_ids is not None and tuple(position_ids.shape) not in ((batch_size, num_tokens), (1, num_tokens)):
+    # a comparison of tuples would not tie a traced length to the given one
+    if position_ids is not None and not (
+        position_ids.dim() == 2 and position_ids.shape[0] in (1, batch_size) and position_ids.shape[1] == num_tokens
+    ):
         raise ValueError(
             f"`position_ids` must be [batch, new tokens], {[batch_size, num_tokens]} here, got "
             f"{list(position_ids.shape)}."
         )
 
 
+def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCache | None) -> None:
+    """Refuse pads between real tokens; close a cache behind which real tokens would come after pads."""
+    if has_gaps(attention_mask):
+        raise NotImplementedError(
+            "`attention_mask` has pads between real tokens, which is not supported: they would stand between a token "
+            "and the one it follows, and fill the windows. Pad on the left; pack documents without a mask. (Without a "
+            "mask, `generate` takes every token that equals `pad_token_id` for a pad.)"
+        )
+    if past_key_values is not None and ends_in_pads(attention_mask):
+        past_key_values.why_closed = "it ends in pads, and tokens behind them are not supported. Pad on the left."
+
+
 def note_documents(past_key_values: PLTCache | None, num_past: int) -> None:
-    """Refuse packed documents behind a filled cache; mark an empty one, because it cannot be continued."""
+    """Refuse packed documents behind a filled cache; close an empty one, because it cannot be continued."""
     if num_past > 0:
         raise NotImplementedError(
             "`position_ids` start a new document behind a filled cache; pack documents in one forward without a cache."
         )
     if past_key_values is not None:
-        past_key_values.holds_packed_documents = True
+        past_key_values.why_closed = (
+            "it holds several documents packed into one row, or padded rows that came without an `attention_mask`, "
+            "and new tokens would attend to all of them."
+        )
 
 
 def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
@@ -417,3 +459,7 @@ def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Ten
     if logits_to_keep.dtype == torch.bool:
         return hidden_states[logits_to_keep]
     return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+
+
+# `Trainer` asks here whether labels must be shifted when it smooths them
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["plt"] = "PLTForCausalLM"

@@ -21,26 +21,34 @@ def mark_pads(position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Positions `[B, T]` with NO_POSITION for pads: 0 in the mask `[B, S]`, or at a negative position."""
     is_real = position_ids >= 0
     if attention_mask is not None:
-        is_real = is_real & attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
+        is_real = is_real & attention_mask[:, -position_ids.shape[1] :].to(position_ids.device)
     return torch.where(is_real, position_ids, NO_POSITION)
 
 
-def follows_previous(token_positions: Tensor, last_position: Tensor | None) -> Tensor:
+def follows_previous(token_positions: Tensor, last_position: Tensor) -> Tensor:
     """Whether each token `[B, T]` continues the token before it, in the tensor or at `last_position` `[B, 1]`."""
-    if last_position is None:
-        last_position = torch.full_like(token_positions[:, :1], NO_POSITION)
     return token_positions == torch.cat((last_position, token_positions[:, :-1]), dim=1) + 1
 
 
-def holds_several_documents(token_positions: Tensor, attention_mask: Tensor | None) -> bool:
-    """Whether positions restart within a row of `[B, T]`, other than at pads that a mask hides.
+# The following read values, and so wait for the device: only forwards of several tokens call them.
 
-    Reads the values, so it waits for the device.
-    """
-    if token_positions.shape[1] == 1:
-        return False
-    restarts = token_positions.diff(dim=1) != 1
-    if attention_mask is not None:
-        is_pad = token_positions == NO_POSITION
-        restarts &= ~(is_pad[:, 1:] | is_pad[:, :-1])
-    return bool(restarts.any())
+
+def holds_several_documents(token_positions: Tensor, last_position: Tensor, has_mask: bool) -> bool:
+    """Whether a token of `[B, T]` does not continue the one before it, other than at pads that a mask hides."""
+    previous = torch.cat((last_position, token_positions[:, :-1]), dim=1)
+    breaks = token_positions != previous + 1
+    breaks[:, :1] &= last_position != NO_POSITION  # the first token of all continues none
+    if has_mask:
+        breaks &= (token_positions != NO_POSITION) & (previous != NO_POSITION)
+    return bool(breaks.any())
+
+
+def has_gaps(attention_mask: Tensor) -> bool:
+    """Whether a row of `[B, S]` has real tokens on both sides of a pad."""
+    starts = attention_mask[:, 1:] & ~attention_mask[:, :-1]
+    return bool((starts.sum(dim=1) + attention_mask[:, 0] > 1).any())
+
+
+def ends_in_pads(attention_mask: Tensor) -> bool:
+    """Whether a row of `[B, S]` has real tokens, but not as its last."""
+    return bool((attention_mask.any(dim=1) & ~attention_mask[:, -1]).any())

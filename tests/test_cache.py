@@ -54,9 +54,8 @@ def test_cache_takes_the_bytes_of_the_formula(row, num_loops):
     kv_size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     own_columns = {"own": length, "shared": 0, "gated_window": config.sliding_window - 1}[config.loop_attention]
     elements = kv_size * (length + (num_loops - 1) * own_columns)
-    has_carry = config.loop_shift and num_loops > 1
-    elements += has_carry * (num_loops - 1) * config.hidden_size
-    expected = batch_size * (4 * elements + 8 * has_carry)  # float32 states; one int64 position beside the carry
+    elements += config.loop_shift * (num_loops - 1) * config.hidden_size
+    expected = batch_size * (4 * elements + 8)  # float32 states; the carry's position is an int64
     for sizes in ([29], [1] * 29, [20, 9]):
         _, cache = run_chunks(model, tiny_ids(batch_size, length), sizes)
         assert cache.nbytes == expected
@@ -73,7 +72,8 @@ def test_windows_and_carry_never_grow_in_memory(sizes):
             # what is allocated, not only what is visible
             assert layer.keys.untyped_storage().nbytes() <= 5 * column
             assert layer.values.untyped_storage().nbytes() <= 5 * column
-    assert cache.carry.keys.untyped_storage().nbytes() <= 2 * 2 * 32 * 4
+    assert [state.untyped_storage().nbytes() for state in cache.carry.states] == [32 * 4] * 2
+    assert cache.carry.positions.untyped_storage().nbytes() == 8
 
 
 def test_a_cache_continues_twice_when_copied():
@@ -144,7 +144,18 @@ def test_crop_ends_a_recording_stretch():
     assert cache.later_loops[0].layers[0].keys.shape[-2] == 12
     cache.crop(0)
     assert cache.later_loops[0].layers[0].keys.shape[-2] == 3
-    assert cache.carry.keys.shape[-2] == 1
+    assert cache.carry.states[0].shape[1] == cache.carry.positions.shape[1] == 1
+
+
+def test_recording_can_be_stopped():
+    model = tiny_model(num_loops=3, sliding_window=4)
+    cache = PLTCache(model.config)
+    cache.activate_past_recording()
+    run_chunks(model, tiny_ids(1, 12), [12], cache)
+    cache.stop_past_recording()
+    run_chunks(model, tiny_ids(1, 3), [1] * 3, cache)
+    fresh = run_chunks(model, tiny_ids(1, 15), [15])[1]
+    assert cache.nbytes == fresh.nbytes
 
 
 def test_crop_of_unrecorded_tokens_raises_and_changes_nothing():
@@ -168,6 +179,8 @@ def test_crop_to_nothing_starts_anew():
     cache.activate_past_recording()
     run_chunks(model, tiny_ids(1, 5, seed=3), [5], cache)
     cache.crop(-5)
+    model(tiny_ids(1, 4), position_ids=torch.tensor([[0, 1, 0, 1]]), past_key_values=cache)  # packed documents
+    cache.crop(-4)
     input_ids = tiny_ids(1, 8)
     logits, _ = run_chunks(model, input_ids, [3, 5], cache)
     torch.testing.assert_close(logits, uncached(model, input_ids), **TOLERANCE)
@@ -179,4 +192,5 @@ def test_cache_has_the_shape_transformers_expects():
     assert len(cache) == model.config.num_hidden_layers
     assert [tuple(layer.keys.shape) for layer in cache.layers] == [(2, 2, 9, 8)] * 2
     assert cache.is_sliding == [False, False]
-    assert cache.carry.keys.shape == (2, 2, 1, 32)
+    assert [tuple(state.shape) for state in cache.carry.states] == [(2, 1, 32)] * 2
+    assert not cache.is_croppable, "taking tokens back must be asked for before they come"

@@ -8,7 +8,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from modeling_plt import PLTCache
 
-GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+# where it is given no mask, as by assisted decoding, `generate` takes tokens that happen to be 0 for pads
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "suppress_tokens": [0]}
 
 
 def model_in_double(**overrides):
@@ -17,7 +18,6 @@ def model_in_double(**overrides):
 
 
 def generate(model, input_ids, max_new_tokens=24, **kwargs):
-    # without a mask, `generate` would take tokens of the prompt that happen to be 0 for pads
     defaults = GREEDY | {"attention_mask": torch.ones_like(input_ids)}
     return model.generate(input_ids, max_new_tokens=max_new_tokens, **(defaults | kwargs))
 
@@ -36,8 +36,9 @@ def test_uncached_greedy_is_the_argmax_of_forward():
     generated = generate(model, tokens, use_cache=False)
     for _ in range(24):
         with torch.no_grad():
-            logits = model(tokens, use_cache=False).logits
-        tokens = torch.cat((tokens, logits[:, -1:].argmax(-1)), dim=1)
+            logits = model(tokens, use_cache=False).logits[:, -1]
+        logits[:, 0] = -torch.inf
+        tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), dim=1)
     assert torch.equal(generated, tokens)
 
 
@@ -130,6 +131,16 @@ def test_an_assistant_that_is_often_wrong_generates_the_same(row):
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     prompt = tiny_ids(1, 6)
     assert torch.equal(generate(target, prompt, 80, assistant_model=assistant), generate(target, prompt, 80))
+
+
+def test_a_cache_that_prompt_lookup_returns_no_longer_records():
+    model, prompt = model_in_double(num_loops=3), tiny_ids(1, 6)
+    settings = {"return_dict_in_generate": True}
+    first = generate(model, prompt, 10, prompt_lookup_num_tokens=3, **settings)
+    second = generate(model, first.sequences, 40, past_key_values=first.past_key_values, **settings)
+    fresh = generate(model, first.sequences, 40, **settings)
+    assert torch.equal(second.sequences, fresh.sequences)
+    assert second.past_key_values.nbytes == fresh.past_key_values.nbytes
 
 
 def test_early_exit_assistance_generates_the_same():

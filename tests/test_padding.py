@@ -73,6 +73,42 @@ def test_left_padded_batch_can_be_split_anywhere(row, pad_position):
         assert_real_tokens_equal(torch.cat(logits, dim=1), mask, expected)
 
 
+@pytest.mark.parametrize("mask_type", [torch.bool, torch.float32, torch.uint8, torch.int64])
+def test_whatever_is_not_zero_in_a_mask_is_a_real_token(mask_type):
+    model = tiny_model(num_loops=3)
+    input_ids, mask = batch(LENGTHS, "left")
+    with torch.no_grad():
+        expected = model(input_ids, attention_mask=mask).logits
+        for value in (1, 2, 255):
+            assert torch.equal(model(input_ids, attention_mask=(mask * value).to(mask_type)).logits, expected)
+
+
+def test_compiled_code_equals_the_interpreter():
+    """Tracing cannot read values: packed documents are told by their positions alone, padded rows by their mask."""
+    model = tiny_model(num_loops=2, num_hidden_layers=1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    input_ids, mask = batch(LENGTHS, "left")
+    documents, packed, positions = pack([5, 1, 9, 2])
+    expected = torch.cat([model(document, use_cache=False).logits for document in documents], dim=1)
+    with torch.no_grad():
+        padded = compiled(input_ids, attention_mask=mask, use_cache=False).logits
+        assert_real_tokens_equal(padded, mask, alone(model, input_ids, mask))
+        logits = compiled(packed, position_ids=positions, use_cache=False).logits
+        torch.testing.assert_close(logits, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_the_exported_program_takes_any_length(row):
+    model = tiny_model(num_loops=2, **ABLATION_ROWS[row])
+    shapes = {"input_ids": {1: torch.export.Dim("length", min=3, max=400)}, "use_cache": None}
+    program = torch.export.export(
+        model, (), {"input_ids": tiny_ids(1, 9), "use_cache": False}, dynamic_shapes=shapes, strict=False
+    )
+    input_ids = tiny_ids(1, 23)
+    logits = program.module()(input_ids=input_ids, use_cache=False).logits
+    torch.testing.assert_close(logits, model(input_ids, use_cache=False).logits, **TOLERANCE)
+
+
 def test_states_of_pads_do_not_reach_real_tokens():
     """Whatever a pad's token is, real tokens do not change."""
     model = tiny_model(num_loops=3)
@@ -143,5 +179,5 @@ def test_left_padding_told_by_positions_alone_equals_rows_alone(use_cache, pad_p
             output = model(input_ids, position_ids=positions_of(mask, pad_position), use_cache=use_cache)
         assert_real_tokens_equal(output.logits, mask, alone(model, input_ids, mask))
         if use_cache:
-            with pytest.raises(NotImplementedError, match="without an `attention_mask`, and cannot be continued"):
+            with pytest.raises(NotImplementedError, match="cannot be continued: .* without an `attention_mask`"):
                 model(input_ids[:, :1], past_key_values=output.past_key_values)

@@ -18,9 +18,20 @@ def test_a_foreign_cache_is_refused(make):
         model.generate(tiny_ids(1, 4), past_key_values=make(model.config), max_new_tokens=2)
 
 
-def test_a_cache_of_another_number_of_loops_is_refused():
-    with pytest.raises(ValueError, match="made for `num_loops=3`, the model has `num_loops=2`"):
-        tiny_model(num_loops=2)(tiny_ids(1, 4), past_key_values=PLTCache(tiny_model(num_loops=3).config))
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_loops", 2),
+        ("loop_shift", False),
+        ("loop_attention", "own"),
+        ("sliding_window", 8),
+        ("num_hidden_layers", 1),
+    ],
+)
+def test_a_cache_that_was_made_for_another_model_is_refused(field, value):
+    cache = PLTCache(tiny_model(**({"num_loops": 3} | {field: value})).config)
+    with pytest.raises(ValueError, match=f"made for `{field}={value}`, the model has `{field}="):
+        tiny_model(num_loops=3)(tiny_ids(1, 4), past_key_values=cache)
 
 
 def test_prefix_tuning_is_refused():
@@ -60,6 +71,36 @@ def test_a_mask_must_cover_the_cached_tokens_too():
     cache = model(tiny_ids(2, 6), use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"\[2, 8\] here, got \[2, 2\]"):
         model(tiny_ids(2, 2), attention_mask=torch.ones(2, 2), past_key_values=cache)
+
+
+def test_pads_between_real_tokens_are_refused():
+    model, mask = tiny_model(), torch.tensor([[1] * 6, [1, 1, 0, 0, 1, 1]])
+    with pytest.raises(NotImplementedError, match="pads between real tokens"):
+        model(tiny_ids(2, 6), attention_mask=mask)
+    with pytest.raises(NotImplementedError, match="pads between real tokens"):  # packed documents with a pad between
+        model(tiny_ids(1, 7), torch.tensor([[1, 1, 1, 0, 1, 1, 1]]), torch.tensor([[0, 1, 2, 0, 0, 1, 2]]))
+    # a second turn behind a row that had ended
+    cache = model(tiny_ids(2, 6), attention_mask=torch.ones(2, 6), use_cache=True).past_key_values
+    second = torch.tensor([[1] * 10, [1] * 4 + [0] * 2 + [1] * 4])
+    with pytest.raises(NotImplementedError, match="pads between real tokens"):
+        model.generate(tiny_ids(2, 10), attention_mask=second, past_key_values=cache, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("num_new", [1, 3])
+def test_tokens_behind_right_padding_are_refused(num_new):
+    model, mask = tiny_model(), torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
+    cache = model(tiny_ids(2, 6), attention_mask=mask, use_cache=True).past_key_values
+    mask = torch.cat((mask, torch.ones(2, num_new)), dim=1)
+    with pytest.raises(NotImplementedError, match="ends in pads|pads between"):
+        model(tiny_ids(2, num_new), attention_mask=mask, past_key_values=cache)
+
+
+@pytest.mark.parametrize("num_loops", [1, 2])
+def test_a_document_that_starts_behind_a_filled_cache_is_refused(num_loops):
+    model = tiny_model(num_loops=num_loops)
+    cache = model(tiny_ids(1, 5), use_cache=True).past_key_values
+    with pytest.raises(NotImplementedError, match="behind a filled cache"):
+        model(tiny_ids(1, 4), position_ids=torch.arange(4)[None], past_key_values=cache)
 
 
 def test_position_ids_of_another_shape_are_refused():

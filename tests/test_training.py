@@ -147,6 +147,19 @@ def test_trainer_lowers_the_loss_and_the_model_reloads(tmp_path, row):
     assert trainer.evaluate()["eval_loss"] < curve[0]
 
 
+def test_label_smoothing_shifts_the_labels(tmp_path):
+    model = fresh_model().eval()
+    arguments = TrainingArguments(
+        tmp_path, label_smoothing_factor=0.1, per_device_eval_batch_size=1, report_to=[], use_cpu=True
+    )
+    row = tiny_ids(1, 9)
+    dataset = Dataset.from_dict({"input_ids": row.tolist(), "labels": row.tolist()})
+    loss = Trainer(model, arguments, eval_dataset=dataset).evaluate()["eval_loss"]
+    logits = model(row).logits
+    expected = torch.nn.functional.cross_entropy(logits[0, :-1], row[0, 1:], label_smoothing=0.1)
+    assert loss == pytest.approx(expected.item(), abs=1e-4)
+
+
 def test_a_resumed_run_continues_as_if_never_stopped(tmp_path):
     whole = train(fresh_model(), tmp_path, 20)
     files = {path.name for path in (tmp_path / "checkpoint-10").iterdir()}
