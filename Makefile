@@ -11,18 +11,21 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-.PHONY: demo test lint clean
+.PHONY: demo test clean
 
-$(VENV)/ready: setup.cfg pyproject.toml constraints.txt
+READY = $(VENV)/ready-$(TRANSFORMERS)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $(VENV)/constraints.txt
 	# modules are compiled when first imported: compiling all of them here takes a minute
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint $(VENV)/constraints.txt \
-		--editable '.[train,eval,dev]'
+		--editable '.[train,eval,convert,dev]'
 	touch $@
 
-# Train a plain decoder, a vanilla loop and a PLT of one size; then use the PLT without this package, and compare all.
-demo: $(VENV)/ready
+# Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop;
+# and compare all.
+demo: $(READY)
 	$(BIN)/python examples/train.py --output $(RUN)/plain --set num_loops=1
 	$(BIN)/python examples/train.py --output $(RUN)/loop --tokenizer $(RUN)/plain --set loop_shift=False loop_attention=own
 	$(BIN)/python examples/train.py --output $(RUN)/plt --tokenizer $(RUN)/plain
@@ -30,9 +33,10 @@ demo: $(VENV)/ready
 	cd $(RUN)/plt && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
-	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt --output $(RUN)
+	$(BIN)/plt-convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
+	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt $(RUN)/converted --output $(RUN)
 
-test: $(VENV)/ready
+test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2

@@ -11,7 +11,6 @@ files or hub ids instead. `--set` changes any field of `PLTConfig`. Beside the m
 import argparse
 import ast
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -64,8 +63,15 @@ def parse_fields(assignments: list[str]) -> dict:
     return fields
 
 
+def check_output(output: Path) -> None:
+    """Refuse to replace what is not a model, before a model is trained for it."""
+    if output.exists() and not (output / "config.json").is_file():
+        raise SystemExit(f"`--output` must be a new folder or one with a model to replace, got {str(output)!r}.")
+
+
 def main() -> None:
     args = parse_args()
+    check_output(args.output)
     set_seed(0)
     train_texts, held_out_texts = load_texts(args.dataset)
     tokenizer = load_tokenizer(args.tokenizer, train_texts)
@@ -104,12 +110,15 @@ def main() -> None:
 
 def save(trainer: Trainer, held_out_texts: Dataset, output: Path) -> None:
     """Write beside, then rename: an interrupted run leaves no half of a folder under the name."""
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=output.parent, prefix=output.name + "."))
-    trainer.save_model(beside)
-    held_out_texts.to_json(beside / "held_out.jsonl")
-    shutil.rmtree(output, ignore_errors=True)
-    os.replace(beside, output)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as beside:
+        new = Path(beside) / "new"
+        trainer.save_model(new)
+        held_out_texts.to_json(new / "held_out.jsonl")
+        if output.exists():
+            os.replace(output, Path(beside) / "old")
+        os.replace(new, output)
     print(f"saved {output}")
 
 

@@ -1,6 +1,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from configuration_plt import PLTConfig
+from conversion_plt.published import PublishedPLTConfig
 
 from .cache_plt import PLTCache
 from .modeling_plt import PLTForCausalLM, PLTModel
@@ -11,6 +12,7 @@ PLTModel.register_for_auto_class("AutoModel")
 PLTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 # loading needs no `trust_remote_code`
 AutoConfig.register("plt", PLTConfig)
+AutoConfig.register(PublishedPLTConfig.model_type, PublishedPLTConfig)
 AutoModel.register(PLTConfig, PLTModel)
 AutoModelForCausalLM.register(PLTConfig, PLTForCausalLM)
 

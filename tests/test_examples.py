@@ -51,6 +51,14 @@ def test_a_wrong_field_is_refused(folder):
     assert not (folder / "x").exists()
 
 
+def test_a_folder_that_holds_no_model_is_not_replaced(folder):
+    (folder / "notes").mkdir()
+    command = [sys.executable, str(ROOT / "examples/train.py"), "--output", "notes", "--steps", "1"]
+    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode != 0 and "one with a model to replace" in result.stderr
+    assert (folder / "notes").exists()
+
+
 def test_comparison_writes_the_table(folder):
     models = ["runs/demo/plain", "runs/demo/plt"]
     output = run(folder, ROOT / "examples/compare.py", "--models", *models, "--output", "runs/demo")
@@ -58,8 +66,9 @@ def test_comparison_writes_the_table(folder):
     assert table.strip() in output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "| pl" in line]
     assert [(row[0], row[1], row[6]) for row in rows] == [("plain", "1", "1"), ("plt", "2", rows[1][6])]
-    assert int(rows[0][-1]) == 2 * 2 * 32 * 512 * 4  # keys and values, KV heads, head_dim, tokens, float32
-    assert int(rows[1][-1]) == 2 * 2 * 32 * (512 + 15) * 4 + 128 * 4 + 8  # and a window, a carry, a position
+    # keys and values, KV heads, head_dim, tokens, float32; a position; and in the PLT a window and a state
+    assert int(rows[0][-1]) == 2 * 2 * 32 * 512 * 4 + 8
+    assert int(rows[1][-1]) == 2 * 2 * 32 * (512 + 15) * 4 + 8 + 128 * 4
     (folder / "runs/demo/comparison.md").unlink()
     (folder / "runs/demo/comparison.json").unlink()
 
@@ -86,14 +95,28 @@ def readme_blocks():
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("block", readme_blocks(), ids=["generate", "train"])
+@pytest.mark.parametrize("block", readme_blocks(), ids=["generate", "train", "published"])
 def test_readme_code_runs(folder, block):
-    run(folder, "-c", block)
+    published = ROOT / "tests/data/loopcoder_v2"  # in place of the hub id
+    run(folder, "-c", block.replace("Multilingual-Multimodal-NLP/LoopCoder-V2", str(published)))
 
 
-def test_readme_names_the_commands_of_the_makefile():
-    commands = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[0].split("\n")
+def test_readme_conversions_run(folder):
+    text = (ROOT / "README.md").read_text()
+    commands = [line.split("#")[0].split() for line in re.findall(r"^plt-convert .*", text, flags=re.MULTILINE)]
+    assert [command[1] for command in commands] == ["inspect", "SOURCE", "SOURCE"]
+    for number, command in enumerate(commands):
+        places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": f"converted-{number}"}
+        run(folder, "-m", "conversion_plt.cli", *(places.get(word, word) for word in command[1:]))
+
+
+def test_the_conversion_benchmark_runs(folder):
+    output = run(folder, ROOT / "benchmarks/convert.py", "--gigabytes", 0.01)
+    assert re.search(r"\| plt-convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
+
+
+def test_readme_names_commands_that_the_makefile_has():
+    commands = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert [command for command in commands if command] == ["make demo", "make test"]
-    assert {"demo", "test"} <= set(targets)
-    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert commands and set(commands) <= set(targets)
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")

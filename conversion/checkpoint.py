@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of safetensors files: which tensors it holds, and where their bytes lie."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+FLOAT_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file; `start` and `stop` are byte positions in the file."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def load(self) -> Tensor:
+        """The tensor, mapped from the file: its memory is given back when it goes."""
+        with safe_open(self.file, framework="pt") as opened:
+            return opened.get_tensor(self.name)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Config and tensors of a folder, read from headers only; `tensors` are in file order."""
+
+    folder: Path
+    config: dict
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def files(self) -> list[Path]:
+        return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, or is not an object.
+    """
+    if not path.is_file():
+        raise ValueError(f"`{path.name}` is missing in {path.parent}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
+    """Read the config of a folder and the headers of its weights.
+
+    Args:
+        folder: with `config.json` and safetensors files.
+        weights: another folder with the safetensors files.
+
+    Raises:
+        ValueError: a file is missing, truncated or corrupt; the index names a file outside the folder, or does not
+            agree with the files; a tensor is not of a float type.
+    """
+    config = read_json(folder / "config.json")
+    folder = weights or folder
+    tensors = {}
+    for file, listed in weight_files(folder, SINGLE_FILE, INDEX_FILE).items():
+        stored = {tensor.name: tensor for tensor in read_header(file)}
+        if listed is not None and listed != set(stored):
+            listed_only, stored_only = sorted(listed - set(stored)), sorted(set(stored) - listed)
+            raise ValueError(
+                f"{INDEX_FILE} and {file.name} must name the same tensors; only in the index: {listed_only[:5]}, "
+                f"only in the file: {stored_only[:5]}."
+            )
+        tensors |= stored
+    return Checkpoint(folder, config, tensors)
+
+
+def weight_files(folder: Path, single_file: str, index_file: str) -> dict[Path, set[str] | None]:
+    """Each weight file of a folder, and the tensors that an index says it holds.
+
+    Raises:
+        ValueError: there is neither the single file nor the index, or the index is not one.
+    """
+    if (folder / single_file).is_file():
+        return {folder / single_file: None}
+    if not (folder / index_file).is_file():
+        raise ValueError(f"{folder} has neither {single_file} nor {index_file}.")
+    weight_map = read_json(folder / index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / index_file} must have a `weight_map` that names files.")
+    files: dict[Path, set[str] | None] = {}
+    for tensor_name, file_name in weight_map.items():
+        files.setdefault(file_inside(folder, file_name, index_file), set()).add(tensor_name)
+    return files
+
+
+def file_inside(folder: Path, name: str, index_file: str) -> Path:
+    """The file of that name; a name from an index must not lead out of the folder."""
+    is_plain = isinstance(name, str) and PurePosixPath(name).name == name == PureWindowsPath(name).name
+    if not is_plain or name in ("", ".."):
+        raise ValueError(f"{index_file} must name files in its own folder, got {name!r}.")
+    if not (folder / name).is_file():
+        raise ValueError(f"{index_file} names {name!r}, which is missing in {folder}.")
+    return folder / name
+
+
+def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> None:
+    """Write the index of several safetensors files: tensor name -> file name, and the bytes of all tensors."""
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_header(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of one safetensors file, in the order of their bytes; the library checks that they fit the file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt: {error}") from error
+    with open(file, "rb") as opened:
+        header_size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(header_size))
+    header.pop("__metadata__", None)
+    first = 8 + header_size
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        if entry["dtype"] not in FLOAT_SIZES:
+            raise ValueError(
+                f"`{name}` in {file.name} has dtype {entry['dtype']}; supported are {', '.join(FLOAT_SIZES)}. "
+                "Quantized checkpoints must be dequantized first."
+            )
+        yield StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), first + start, first + stop)

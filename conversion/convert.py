@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One conversion from start to end: plan, write beside the target, check, rename."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers.dynamic_module_utils import custom_object_save
+
+from conversion_plt.card import write_card
+from conversion_plt.checkpoint import Checkpoint, open_checkpoint
+from conversion_plt.hub import find_folder
+from conversion_plt.measure import measure
+from conversion_plt.pickled import has_only_pickles, unpickle
+from conversion_plt.plan import Plan, make_plan
+from conversion_plt.source import find_source
+from conversion_plt.to_plt import PLTStart, switch_on
+from conversion_plt.tokenizer import write_tokenizer
+from conversion_plt.verify import verify_files, verify_logits
+from conversion_plt.write import write_weights
+from modeling_plt import PLTForCausalLM
+
+COPIED = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert and how, as the command line says it."""
+
+    source: str  # folder or hub id
+    target: Path
+    command: str  # for the card
+    revision: str | None = None
+    num_loops: int | None = None  # of a plain source as a vanilla loop
+    start: PLTStart | None = None  # to switch the mechanisms on
+    text: Path | None = None
+    expected: Path | None = None
+    ignored: frozenset[str] = frozenset()
+    overwrite: bool = False
+    allow_pickle: bool = False
+    keep_nan: bool = False
+
+
+def convert(request: Request) -> list[str]:
+    """Write the target folder; returns what was checked and measured, as sentences.
+
+    Raises:
+        ValueError: the source is not supported or is damaged, or a check failed. Nothing is left of the target.
+        FileExistsError: the target exists, and is not to be overwritten.
+        OSError: there is not enough space.
+    """
+    if request.target.exists() and not request.overwrite:
+        raise FileExistsError(f"{request.target} exists; `--overwrite` replaces it.")
+    weights = ["*.safetensors", "*.bin"] if request.allow_pickle else ["*.safetensors"]
+    folder = find_folder(request.source, request.revision, weights)
+    with beside(request.target) as work:
+        checkpoint = open_source(folder, work / "pickled", request.allow_pickle)
+        exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
+        plan = exact if request.start is None else switch_on(exact, request.start)
+        check_space(work, checkpoint.nbytes)
+        written = work / "target"
+        written.mkdir()
+        sentences = write_folder(plan, folder, written)
+        sentences += verify_files(written, plan, request.keep_nan)
+        result = open_checkpoint(written)
+        sentences.append(verify_logits(exact, result, request.expected))
+        if plan is not exact:
+            sentences.append(str(measure(exact, plan, result, request.text)))
+        write_card(written, request.source, folder, plan, request.command, sentences)
+        replace_folder(written, request.target)
+    return sentences
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder next to the target, which goes when the work ends, however it ends."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
+        yield Path(work)
+
+
+def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
+    """The checkpoint in a folder; pickle weights are first written to `pickled` as safetensors, if that is allowed."""
+    if not has_only_pickles(folder):
+        return open_checkpoint(folder)
+    if not allow_pickle:
+        raise ValueError(f"{folder} has only pickle weights, which are not read unless `--allow-pickle` is given.")
+    pickled.mkdir()
+    unpickle(folder, pickled)
+    return open_checkpoint(folder, weights=pickled)
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the weights need {wanted / 1e9:.1f} GB.")
+
+
+def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
+    """Write weights, config, code, tokenizer and what else the source brings; returns what is to say about them."""
+    start, size = time.perf_counter(), plan.checkpoint.nbytes
+    with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
+        write_weights(plan.kept, plan.added, target, bar.update)
+    print(f"Wrote {size / 1e9:.2f} GB of weights in {time.perf_counter() - start:.1f} seconds.")
+    with torch.device("meta"):
+        custom_object_save(PLTForCausalLM(plan.config), target, config=plan.config)
+    plan.config.save_pretrained(target)
+    for pattern in COPIED:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+    return write_tokenizer(source, target)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a folder to its place; one that is there goes first to `new`'s side, and with it."""
+    if target.exists():
+        os.replace(target, new.with_name("replaced"))
+    os.replace(new, target)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a source lies: a local folder, or a repository on the hub of which only data files are fetched."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+DATA = ["*.json", "*.jinja", "*.model", "merges.txt", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md"]
+CODE = ["*.py"]
+
+
+def find_folder(source: str, revision: str | None, weights: list[str]) -> Path:
+    """The folder of a source, downloaded if it is a hub id.
+
+    Args:
+        source: a folder, or `owner/name` on the hub.
+        revision: branch, tag or commit on the hub.
+        weights: patterns of the weight files that are wanted.
+
+    Raises:
+        ValueError: it is neither, or a revision of a folder is asked for.
+    """
+    if Path(source).is_dir():
+        if revision is not None:
+            raise ValueError(f"`--revision` is for hub ids, {source!r} is a folder.")
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise ValueError(f"SOURCE must be a folder or a hub id (owner/name), got {source!r}.")
+    return Path(snapshot_download(source, revision=revision, allow_patterns=DATA + weights, ignore_patterns=CODE))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a PLT is from its source before any training: next-token distributions and loss on a text."""
+
+import argparse
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+from conversion_plt.checkpoint import Checkpoint
+from conversion_plt.plan import Plan
+from conversion_plt.verify import plt_logits
+
+NUM_ROWS, LENGTH = 2, 256  # of the tokens that are measured
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Divergence and losses in nats per token, on `num_tokens` tokens of `text`."""
+
+    text: str
+    num_tokens: int
+    divergence: float
+    source_loss: float
+    plt_loss: float
+    largest_difference: float  # of logits
+
+    def __str__(self) -> str:
+        return (
+            f"Before any training, on {self.num_tokens} tokens of {self.text}: KL(source || PLT) "
+            f"{self.divergence:.2e} nats per token; loss {self.source_loss:.4f} (source), {self.plt_loss:.4f} (PLT); "
+            f"largest difference of logits {self.largest_difference:.1e}."
+        )
+
+
+def measure(exact: Plan, plan: Plan, written: Checkpoint, text_file: Path | None) -> Distance:
+    """The distance between the PLT and its source, float32, one layer in memory at a time.
+
+    Args:
+        exact: the exact re-expression of the source.
+        plan: the PLT that was made of it.
+        written: the folder with the weights of both, and the tokenizer.
+        text_file: UTF-8 text; None takes the source of a module of Python's standard library.
+
+    Raises:
+        ValueError: the text is shorter than two tokens, or the PLT's logits are not finite.
+    """
+    name = "Python's argparse.py" if text_file is None else text_file.name
+    text = inspect.getsource(argparse) if text_file is None else text_file.read_text(encoding="utf-8")
+    if has_tokenizer(written.folder):
+        rows = token_rows(written.folder, text)
+    else:
+        name = "random tokens (there is no tokenizer)"
+        rows = torch.randint(plan.config.vocab_size, (NUM_ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    source, plt = plt_logits(exact.config, written, rows), plt_logits(plan.config, written, rows)
+    if not plt.isfinite().all():
+        raise ValueError("The PLT gives logits that are not finite.")
+    return Distance(
+        text=name,
+        num_tokens=rows.numel(),
+        divergence=mean_divergence(source, plt),
+        source_loss=next_token_loss(source, rows),
+        plt_loss=next_token_loss(plt, rows),
+        largest_difference=(source - plt).abs().max().item(),
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def token_rows(folder: Path, text: str) -> Tensor:
+    """The text's first tokens `[rows, at most 256]`, at most two rows."""
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0, : NUM_ROWS * LENGTH]
+    if len(ids) < 2:
+        raise ValueError(f"The text to measure on must have at least 2 tokens, got {len(ids)}.")
+    num_rows = NUM_ROWS if len(ids) == NUM_ROWS * LENGTH else 1
+    return ids.view(num_rows, -1)
+
+
+def mean_divergence(logits: Tensor, other_logits: Tensor) -> float:
+    """Mean KL divergence per token between two sets of logits `[B, T, V]`, a row at a time."""
+    total = 0.0
+    for row, other in zip(logits, other_logits, strict=True):
+        log, other_log = row.log_softmax(dim=-1), other.log_softmax(dim=-1)
+        total += (log.exp() * (log - other_log)).sum().item()
+    return total / logits.shape[:-1].numel()
+
+
+def next_token_loss(logits: Tensor, rows: Tensor) -> float:
+    return cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten()).item()

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source format is: how its config and its tensor names become those of a PLT."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from conversion_plt import sources
+from conversion_plt.fields import Fields
+
+
+@dataclass(frozen=True)
+class Source:
+    """One `model_type` that can be converted; each lives in its own file of `sources`, as `SOURCE`."""
+
+    model_type: str
+    title: str  # the publisher's name for it, for tables
+    becomes: str  # what the exact re-expression is, for tables
+    read_fields: Callable[[Fields], dict[str, Any]]  # its config -> fields of `PLTConfig`
+    renames: tuple[tuple[str, str], ...] = ()  # regular expressions for its tensor names; others stay
+    dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT has no use for
+    notes: tuple[str, ...] = ()  # sentences for the model card
+    reference_class: str | None = None  # transformers' own class, where there is one
+
+    def config_fields(self, config: dict, ignored: set[str]) -> dict[str, Any]:
+        """A source's `config.json` -> fields of `PLTConfig`.
+
+        Raises:
+            ValueError: a field is missing, or set to what is not supported, or not known and not in `ignored`.
+        """
+        if self.reference_class is not None:
+            # transformers writes only what differs from its defaults
+            config = CONFIG_MAPPING[self.model_type].from_dict(config).to_dict()
+        fields = Fields(config)
+        taken = self.read_fields(fields)
+        fields.refuse_rest(ignored)
+        return taken
+
+    def rename(self, name: str) -> str | None:
+        """The PLT's name of a tensor, or None if it is dropped."""
+        if any(re.search(pattern, name) for pattern in self.dropped):
+            return None
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+def all_sources() -> dict[str, Source]:
+    """Every source by its `model_type`."""
+    modules = [
+        importlib.import_module(found.name) for found in pkgutil.iter_modules(sources.__path__, sources.__name__ + ".")
+    ]
+    return {module.SOURCE.model_type: module.SOURCE for module in modules}
+
+
+def find_source(config: dict) -> Source:
+    """The source that a config belongs to.
+
+    Raises:
+        ValueError: its `model_type` is not known.
+    """
+    known = all_sources()
+    model_type = config.get("model_type")
+    if model_type not in known:
+        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {model_type!r}.")
+    return known[model_type]

@@ -1,0 +1,1 @@
+"""One file per source format; a file added here is a source added."""

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nanbeige4.2: a vanilla loop under Llama's tensor names."""
+
+from typing import Any
+
+from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields
+from conversion_plt.source import Source
+
+
+def read_fields(fields: Fields) -> dict[str, Any]:
+    num_loops, loss_weights = fields.take("num_loops", 1), fields.take("loop_loss_weights", None)
+    taken = llama_fields(fields)
+    fields.require("kv_channels", taken["head_dim"], None)
+    return (
+        VANILLA_LOOP
+        | taken
+        | {
+            "num_loops": len(loss_weights) + 1 if loss_weights else num_loops,
+            "loop_norm": not fields.take("skip_loop_final_norm", False),
+            "attention_bias": fields.take("attention_bias", False),
+            "mlp_bias": fields.take("mlp_bias", False),
+        }
+    )
+
+
+SOURCE = Source(
+    model_type="nanbeige",
+    title="Nanbeige4.2",
+    becomes="a vanilla loop",
+    read_fields=read_fields,
+)

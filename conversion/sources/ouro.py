@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ouro: a vanilla loop of layers with four norms; the last loop is read out."""
+
+from typing import Any
+
+from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields
+from conversion_plt.source import Source
+
+
+def read_fields(fields: Fields) -> dict[str, Any]:
+    for name in ("early_exit_threshold", "early_exit_step", "max_window_layers"):
+        fields.take(name, None)  # which loop is read out, and the reach of a window that is off
+    fields.require("use_sliding_window", False)
+    fields.require("sliding_window", None)
+    return (
+        VANILLA_LOOP
+        | llama_fields(fields)
+        | {
+            "num_loops": fields.take("total_ut_steps"),
+            "loop_norm": True,
+            "sandwich_norm": True,
+        }
+    )
+
+
+SOURCE = Source(
+    model_type="ouro",
+    title="Ouro",
+    becomes="a vanilla loop with four norms per layer; the last loop is read out",
+    read_fields=read_fields,
+    dropped=(r"^model\.early_exit_gate\.",),
+    notes=(
+        "The source's early-exit gate, which chooses the loop that is read out, was dropped: the last loop always is. "
+        "The published exit threshold of 1.0 reads the last loop too, except where bfloat16 rounding ends earlier.",
+    ),
+)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a model whose weights stay on disk: each layer holds its own only while it runs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def streamed_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, load: Callable[[str], Tensor]
+) -> PreTrainedModel:
+    """A Llama-like causal language model that loads one layer at a time, in float32, whenever the layer runs.
+
+    Args:
+        load: gives the tensor of a parameter's name.
+    """
+    with torch.device("meta"):
+        model = model_class(config).eval()
+    decoder = model.model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config)  # its tables are computed, not loaded
+    for name, parameter in decoder.named_parameters(recurse=False):
+        set_parameter(model, f"model.{name}", load(f"model.{name}").to(parameter.dtype))
+    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+    units = {decoder.embed_tokens: "model.embed_tokens", decoder.norm: "model.norm", model.lm_head: head}
+    units |= {layer: f"model.layers.{layer_idx}" for layer_idx, layer in enumerate(decoder.layers)}
+    for unit, prefix in units.items():
+        load_while_running(unit, prefix, load)
+    return model
+
+
+def load_while_running(unit: nn.Module, prefix: str, load: Callable[[str], Tensor]) -> None:
+    """Fill the parameters of a module before it runs, and empty them behind it."""
+    empty = dict(unit.named_parameters())
+
+    def fill(*_) -> None:
+        for name in empty:
+            set_parameter(unit, name, load(f"{prefix}.{name}").float())
+
+    def clear(*_) -> None:
+        for name, parameter in empty.items():
+            set_parameter(unit, name, parameter)
+
+    unit.register_forward_pre_hook(fill)
+    unit.register_forward_hook(clear)
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor under a dotted parameter name."""
+    *path, leaf = name.split(".")
+    owner = module.get_submodule(".".join(path))
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=False))

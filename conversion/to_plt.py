@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Switching the PLT mechanisms on: shift, shared KV and gated window, with a start for what is new."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from conversion_plt.plan import Plan, check_shapes, expected_shapes, make_config
+
+EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
+
+
+@dataclass(frozen=True)
+class PLTStart:
+    """Where a PLT starts; what is None takes a default that depends on the source."""
+
+    num_loops: int | None = None
+    sliding_window: int | None = None
+    embedding_scale: float | None = None
+    hidden_scale: float | None = None
+    learned_scales: bool | None = None
+    gate: float | None = None  # weight of the shared KV, in (0, 1)
+
+
+def switch_on(exact: Plan, start: PLTStart) -> Plan:
+    """The PLT that starts from the weights of an exact re-expression.
+
+    Raises:
+        ValueError: it is a PLT already, its gates are trained and `start.gate` is set, or a value is out of range.
+    """
+    config = exact.config
+    if config.num_loops > 1 and config.loop_shift:
+        raise ValueError(f"`--to-plt` is for models that are not a PLT yet; this {exact.source.title} is one.")
+    if config.has_gate and start.gate is not None:
+        raise ValueError(f"`--gate-start` is for new gates; this {exact.source.title} brings trained ones.")
+    chosen = default_start(exact)
+    chosen = replace(chosen, **{name: value for name, value in vars(start).items() if value is not None})
+    if not 0 < chosen.gate < 1:
+        raise ValueError(f"`--gate-start` must lie between 0 and 1, both excluded, got {chosen.gate}.")
+    fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
+    mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
+    config = make_config(config.to_dict() | mechanisms | fields)
+    shapes = {name: tensor.shape for name, tensor in exact.kept.items()}
+    added = {
+        name: start_value(name, shape, chosen).to(config.dtype)
+        for name, shape in expected_shapes(config).items()
+        if name not in shapes
+    }
+    check_shapes(shapes | {name: tuple(tensor.shape) for name, tensor in added.items()}, config)
+    return replace(exact, config=config, added=added)
+
+
+def default_start(exact: Plan) -> PLTStart:
+    """Later loops start from the embedding alone; their hidden scale is a parameter that training moves from 0.
+
+    Any other scale costs more at the start, and more after a short training: a looped source has learned to read its
+    own token's state, and the shift gives it another token's. A plain source also starts with the gate all but closed
+    to the window, and so with its own logits.
+    """
+    config = exact.config
+    num_loops, gate = (2, EXACT_GATE) if config.num_loops == 1 else (config.num_loops, 0.5)
+    return PLTStart(num_loops, config.sliding_window, 1.0, 0.0, True, gate)
+
+
+def start_value(name: str, shape: tuple[int, ...], start: PLTStart) -> Tensor:
+    """What a new tensor starts at: the same gate for every head and token, and the scales."""
+    leaf = name.removeprefix("model.").split("plt_gate.")[-1]
+    value = {
+        "weight": 0.0,
+        "bias": math.log(start.gate / (1 - start.gate)),
+        "gate_norm.weight": 1.0,
+        "embedding_scale": start.embedding_scale,
+        "hidden_scale": start.hidden_scale,
+    }[leaf]
+    return torch.full(shape, value)

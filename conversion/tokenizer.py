@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenizers: copied where transformers loads them by itself, rebuilt where they need the publisher's Python.
+
+That Python is neither run nor copied. A `tokenizer.json` decides the ids, as it did in transformers 4: many classes of
+transformers 5 take the vocabulary from it and split text in a way of their own.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from conversion_plt.checkpoint import read_json
+from conversion_plt.sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+FOREIGN = ("tokenization*.py", "*.tiktoken", "tekken.json")
+
+TEXTS = (  # what tokenizers must split alike to count as the same; the first one also goes there and back
+    "def fib(n):\n    if n < 2:\n        return n\n\n\treturn fib(n - 1) + fib(n - 2)  # naïve, ≈1.618ⁿ steps 🐌\n",
+    "The Fibonacci sequence begins with 0, 1, 1, 2, 3, 5, 8, 13 and passes 1000000 at 1346269.",
+    " one space before,  two   three    four, one behind ",
+    "x[0x1F]+=3.14e-7;y='<0x0A>'\r\n\n\nHTTPServer.snake_case, don't, it's, ALL CAPS",
+    "Straße, Ελληνικά, русский, العربية, हिन्दी, ภาษาไทย, 日本語, 한국어",
+    "🙂👩\u200d👩\u200d👧🇨🇭 ﬁ½²™ Å A\u030a ｗｉｄｅ\u3000… “quotes” — ▁ ▁▁x\u200b\u00a0y",
+    "",
+)
+
+
+def write_tokenizer(source: Path, target: Path) -> list[str]:
+    """Copy or rebuild the tokenizer of `source` so that it loads from `target` alone; says what was done and assumed.
+
+    Raises:
+        ValueError: a file is corrupt, or what was rebuilt gives other ids than the sentencepiece library.
+        ImportError: a sentencepiece model is to be rebuilt without the extra `convert`.
+    """
+    settings = read_settings(source / "tokenizer_config.json")
+    named = named_class(settings)
+    target.mkdir(parents=True, exist_ok=True)
+    copy(source, target, TEMPLATES)
+    if "chat_template" not in settings:
+        write_template(read_settings(source / "chat_template.json"), target)
+    if (source / "tokenizer.json").is_file():
+        done = "tokenizer.json copied"
+        copy(source, target, SETTINGS + VOCABULARIES)
+        notes = name_class(target)
+    elif (model := find_sentencepiece(source)) and named in (None, TokenizersBackend, LlamaTokenizer):
+        done = f"tokenizer.json rebuilt from {model[0]}, with the ids of the sentencepiece library"
+        notes = rebuild_sentencepiece(source, target, settings, model[1])
+    elif named is not None and (files := vocabulary_files(named, source)):
+        done = f"tokenizer.json made from {' and '.join(files)} by transformers' {named.__name__}"
+        load(named, source).save_pretrained(target)
+        notes = name_class(target)
+    elif all((source / name).is_file() for name in ("vocab.json", "merges.txt")):
+        done = "tokenizer.json rebuilt from vocab.json and merges.txt"
+        notes = rebuild_byte_level(source, target, settings)
+    else:
+        write_template(settings, target)
+        return [say_what_to_bring(source, settings)]
+    return [f"Tokenizer: {done}; {prove(target)}", *notes]
+
+
+def read_settings(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
+def write_settings(settings: dict, path: Path) -> None:
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Copy files byte for byte; ValueError if one is named JSON and is not."""
+    for path in (path for pattern in patterns for path in source.glob(pattern)):
+        if path.suffix == ".json":
+            read_json(path)
+        copied = target / path.relative_to(source)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copied)
+
+
+def write_template(settings: dict, target: Path) -> None:
+    """Put a chat template where every tokenizer looks for it; it is text until somebody renders it."""
+    template, path = settings.get("chat_template"), target / "chat_template.jinja"
+    if isinstance(template, str) and not path.exists():
+        path.write_text(template, encoding="utf-8")
+
+
+def named_class(settings: dict) -> type[TokenizersBackend] | None:
+    """The class of transformers that `tokenizer_config.json` names; None if it names the publisher's or none."""
+    named = tokenizer_class_from_name(settings.get("tokenizer_class") or "")
+    is_usable = "auto_map" not in settings and isinstance(named, type) and issubclass(named, TokenizersBackend)
+    return named if is_usable else None
+
+
+def publisher_class(settings: dict) -> str:
+    """What to call the class in a sentence."""
+    mapped = settings.get("auto_map")
+    mapped = mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped
+    names = [name for name in mapped or [] if name] + [settings.get("tokenizer_class")]
+    return f"`{names[0]}`" if names[0] else "the publisher's class"
+
+
+def load(kind: type[TokenizersBackend], folder: Path, **ends: bool) -> TokenizersBackend:
+    """A tokenizer of one of transformers' classes; ValueError if the files in `folder` do not fit it."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **ends)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ValueError(f"The tokenizer files in {folder} do not load as `{kind.__name__}`: {error}") from error
+
+
+def name_class(target: Path) -> list[str]:
+    """Have `tokenizer_config.json` name `TokenizersBackend`, if what it names does not follow `tokenizer.json`."""
+    settings = read_settings(target / "tokenizer_config.json")
+    reference = load(TokenizersBackend, target)
+    named, defaults = named_class(settings), {}
+    reason = "it named no class"
+    if settings.keys() & {"auto_map", "tokenizer_class"}:
+        reason = f"{publisher_class(settings)} is not one of transformers' classes for it, and was not run"
+    if named is not None:
+        reason = f"transformers' {named.__name__} does not follow it"
+        try:
+            tokenizer = load(named, target)
+        except ValueError:
+            tokenizer = reference  # a class for another kind of model: it has no say
+        else:
+            if same_ids(tokenizer, reference):
+                return []
+        tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if token in reference.vocab}
+        defaults = {"padding_side": tokenizer.padding_side, **tokens}
+    settings = defaults | settings | {"tokenizer_class": "TokenizersBackend"}
+    settings.pop("auto_map", None)
+    write_settings(settings, target / "tokenizer_config.json")
+    return [f"tokenizer_config.json names TokenizersBackend, which follows tokenizer.json: {reason}."]
+
+
+def same_ids(tokenizer: TokenizersBackend, reference: TokenizersBackend) -> bool:
+    """Whether two tokenizers give the same ids for `TEXTS` and around every added token."""
+    texts = (*TEXTS, *(f"x{token}y  {token} z\n" for token in reference.get_added_vocab()))
+    return all(tokenizer(text).input_ids == reference(text).input_ids for text in texts)
+
+
+def vocabulary_files(named: type[TokenizersBackend], source: Path) -> list[str]:
+    """The files that a class reads in place of `tokenizer.json`, if all are there; without, it would load empty."""
+    names = [name for key, name in named.vocab_files_names.items() if key != "tokenizer_file"]
+    return names if all((source / name).is_file() for name in names) else []
+
+
+def say_what_to_bring(source: Path, settings: dict) -> str:
+    files = sorted({path.name for pattern in SETTINGS + VOCABULARIES + FOREIGN for path in source.glob(pattern)})
+    if not files:
+        return "Tokenizer: the source has none."
+    bring = f"{publisher_class(settings)} and its files yourself; the source has {', '.join(files)}"
+    return f"Tokenizer: not written, as nothing here can be rebuilt. Bring {bring}."
+
+
+def prove(target: Path) -> str:
+    """Load the tokenizer as its users will, encode and decode a text, and say how that went."""
+    unknown = PreTrainedConfig()  # as an unknown `model_type`: the class is looked up in tokenizer_config.json
+    tokenizer = AutoTokenizer.from_pretrained(target, config=unknown, local_files_only=True, trust_remote_code=False)
+    decoded = tokenizer.decode(tokenizer(TEXTS[0]).input_ids, skip_special_tokens=True)
+    result = "exact" if decoded == TEXTS[0] else f"not exact: {decoded!r}"
+    return f"{len(tokenizer):,} tokens; round trip of the sample text {result}."
+
+
+def rebuild_byte_level(source: Path, target: Path, settings: dict) -> list[str]:
+    """Write a byte-level BPE; how the publisher splits text before it can only be assumed."""
+    try:
+        model = models.BPE.from_file(str(source / "vocab.json"), str(source / "merges.txt"))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ValueError(f"{source} must hold a BPE in `vocab.json` and `merges.txt`: {error}") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
+    tokenizer.decoder = decoders.ByteLevel()
+    save_rebuilt(tokenizer, source, target, settings)
+    return [
+        f"Assumed, as {publisher_class(settings)} was not run: text is split by GPT-2's pattern and not normalized. "
+        "Compare the ids with the publisher's before you trust them."
+    ]
+
+
+def rebuild_sentencepiece(source: Path, target: Path, settings: dict, proto: "ModelProto") -> list[str]:
+    """Write the tokenizer of a sentencepiece model; ValueError if it gives other ids than the library."""
+    is_llama = named_class(settings) is LlamaTokenizer
+    if is_llama and settings.get("add_prefix_space") is False:
+        proto.normalizer_spec.add_dummy_prefix = False
+    names = {index: token["content"] for index, token in added_tokens(source, settings).items()}
+    tokenizer = build_sentencepiece(proto, names, once=is_llama and settings.get("legacy") is False)
+    check_sentencepiece(tokenizer, proto, TEXTS)
+    ends = [end for end in ("bos", "eos", "unk", "pad") if getattr(proto.trainer_spec, f"{end}_id") >= 0]
+    tokens = {f"{end}_token": getattr(proto.trainer_spec, f"{end}_piece") for end in ends}
+    save_rebuilt(tokenizer, source, target, tokens | settings)
+    notes = []
+    if not is_llama:
+        space = ", with a space in front" if proto.normalizer_spec.add_dummy_prefix else ""
+        if space and settings.get("add_prefix_space") is False:
+            space += " although `add_prefix_space` is false"
+        notes.append(
+            f"Assumed, as {publisher_class(settings)} was not run: what stands between special tokens is split as "
+            f"sentencepiece does{space}."
+        )
+    if "add_bos_token" not in settings:
+        notes.append("Assumed: no token goes in front, as tokenizer_config.json does not say `add_bos_token`.")
+    return notes
+
+
+def added_tokens(source: Path, settings: dict) -> dict[int, dict]:
+    """Tokens added to the vocabulary, by id: of `tokenizer_config.json` or, in old folders, `added_tokens.json`."""
+    if "added_tokens_decoder" in settings:
+        return {int(index): token for index, token in settings["added_tokens_decoder"].items()}
+    return {index: {"content": content} for content, index in read_settings(source / "added_tokens.json").items()}
+
+
+def save_rebuilt(tokenizer: Tokenizer, source: Path, target: Path, settings: dict) -> None:
+    """Write `tokenizer` with the added, special, first and last tokens; ValueError if one cannot have its id."""
+    for index, token in sorted(added_tokens(source, settings).items()):
+        # found in the text as it is, whatever its flag says: so do the slow tokenizers that need Python
+        tokenizer.add_tokens([AddedToken(**token | {"normalized": False})])
+        if (got := tokenizer.token_to_id(token["content"])) != index:
+            raise ValueError(f"`{token['content']}` must have the id {index} that {source} gives it, got {got}.")
+    tokenizer.save(str(target / "tokenizer.json"))
+    kept = {name: settings[name] for name in settings.keys() - {"auto_map", "added_tokens_decoder"}}
+    write_settings(kept | {"tokenizer_class": "TokenizersBackend"}, target / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        copy(source, target, ("special_tokens_map.json",))
+    ends = {name: bool(settings.get(name)) for name in ("add_bos_token", "add_eos_token")}
+    load(TokenizersBackend, target, **ends).save_pretrained(target)

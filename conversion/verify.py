@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checking what was written: the files as they lie in the folder, and the logits that they give."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from configuration_plt import PLTConfig
+from conversion_plt.checkpoint import Checkpoint, open_checkpoint
+from conversion_plt.plan import Plan, check_shapes
+from conversion_plt.stream import streamed_model
+from modeling_plt import PLTForCausalLM
+
+TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-5
+PART = 1 << 20  # values looked at together
+
+
+def verify_files(folder: Path, plan: Plan, keep_nan: bool) -> list[str]:
+    """Read the written folder back and compare it with the plan; returns what was checked, as sentences.
+
+    Raises:
+        ValueError: the config changed, tensors are missing or differ from the source's, or hold NaN or infinity.
+    """
+    if PLTConfig.from_pretrained(folder).to_dict() != plan.config.to_dict():
+        raise ValueError("The config reads back differently from what was written.")
+    written = open_checkpoint(folder)
+    check_shapes({name: tensor.shape for name, tensor in written.tensors.items()}, plan.config)
+    not_finite = {}
+    for name, tensor in tqdm(written.tensors.items(), desc="Checking tensors", unit="tensor"):
+        values = tensor.load().flatten()
+        expected = plan.load(name).flatten()
+        if values.dtype != expected.dtype or not same_bits(values, expected):
+            raise ValueError(f"`{name}` was not written to the bit.")
+        count = sum(int((~part.isfinite()).sum()) for part in values.split(PART))
+        if count:
+            not_finite[name] = count
+    if not_finite and not keep_nan:
+        name, count = next(iter(not_finite.items()))
+        raise ValueError(
+            f"{len(not_finite)} tensors hold NaN or infinity, `{name}` {count} times; `--keep-nan` keeps them."
+        )
+    dtypes = ", ".join(
+        f"{count} {dtype}" for dtype, count in Counter(t.dtype for t in written.tensors.values()).items()
+    )
+    values = (
+        f"{sum(not_finite.values()):,} values are NaN or infinite" if not_finite else "No value is NaN or infinite"
+    )
+    return [
+        f"{len(written.tensors)} tensors ({dtypes}) are exactly those of the config: {len(plan.kept)} equal to the "
+        f"source's to the bit, {len(plan.added)} new; {len(plan.dropped)} of the source were dropped.",
+        f"{values}.",
+    ]
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two flat tensors are the same bytes; NaN equals itself here."""
+    return all(
+        torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        for one, other in zip(first.split(PART), second.split(PART), strict=True)
+    )
+
+
+def verify_logits(exact: Plan, written: Checkpoint, expected_file: Path | None) -> str:
+    """Compare the source's logits with those that the written weights give under the exact re-expression's config.
+
+    Float32, one layer in memory at a time. What is expected comes from `expected_file` (`input_ids` and `logits`, as
+    the publisher's code computed them), or else from transformers' own class for the source.
+
+    Raises:
+        ValueError: the logits differ by more than 1e-4, or are not finite.
+    """
+    origin = exact.source.reference_class and f"transformers' {exact.source.reference_class}"
+    if expected_file is not None:
+        expected = load_file(expected_file)
+        input_ids, logits, origin = expected["input_ids"], expected["logits"], expected_file.name
+    else:
+        input_ids = torch.randint(exact.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
+        logits = reference_logits(exact, input_ids) if origin else None
+    actual = plt_logits(exact.config, written, input_ids)
+    if not actual.isfinite().all():
+        raise ValueError("The written weights give logits that are not finite.")
+    if logits is None:
+        return "Logits are finite. Nothing here can run the source: `--expected FILE` compares with its logits."
+    error = (actual - logits).abs().max().item()
+    if not error <= TOLERANCE:
+        raise ValueError(f"Logits differ from those of {origin} by {error:.1e}, more than {TOLERANCE}.")
+    return f"Logits of {input_ids.numel()} tokens agree with {origin}: largest difference {error:.1e}."
+
+
+@torch.inference_mode()
+def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> Tensor:
+    """Logits `[B, T, V]` that a checkpoint gives under a config."""
+    model = streamed_model(PLTForCausalLM, config, lambda name: checkpoint.tensors[name].load())
+    with progress(model, config.num_loops):
+        return model(input_ids, use_cache=False).logits
+
+
+@torch.inference_mode()
+def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
+    """Logits `[B, T, V]` of transformers' own class on the source's files; its stack and norm run once per loop."""
+    model_class = getattr(transformers, exact.source.reference_class)
+    config = model_class.config_class.from_dict(exact.checkpoint.config)
+    model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
+    with progress(model, exact.config.num_loops):
+        states = model.model.embed_tokens(input_ids)
+        for _ in range(exact.config.num_loops):
+            states = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
+        return model.lm_head(states)
+
+
+def progress(model: PreTrainedModel, num_loops: int) -> tqdm:
+    """A bar that counts the layers that have run."""
+    layers = model.model.layers
+    bar = tqdm(total=len(layers) * num_loops, desc=f"Running {type(model).__name__}", unit="layer")
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: bar.update() and None)
+    return bar

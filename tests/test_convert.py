@@ -1,0 +1,374 @@
+"""Published checkpoints become PLT: exactly, or not at all.
+
+`data/<name>/` holds tiny checkpoints in the publishers' formats, and logits of the publishers' own code.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from reference import ReferencePLT
+from safetensors.torch import load_file, save_file
+from test_checkpoint import run_in_clean_process
+from tiny import randomize
+
+import conversion_plt.convert
+from configuration_plt import PLTConfig
+from conversion_plt.checkpoint import open_checkpoint
+from conversion_plt.cli import main
+from conversion_plt.source import all_sources
+from modeling_plt import PLTForCausalLM
+from modeling_plt.attention_plt import PLTAttention
+from modeling_plt.modeling_plt import PLTModel
+
+DATA = Path(__file__).parent / "data"
+PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
+PLAIN = {
+    "llama": {},
+    "llama_biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "head_dim": 12},
+    "qwen2": {},
+    "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
+}
+
+LOAD_IN_CLEAN_PROCESS = """
+import sys
+sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = sys.modules["conversion_plt"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+folder, inputs, outputs = sys.argv[1:]
+model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+with torch.no_grad():
+    save_file({"logits": model.eval()(load_file(inputs)["input_ids"]).logits.float()}, outputs)
+"""
+
+
+def plt_convert(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """The sentence with which the command ends when it fails."""
+    with pytest.raises(SystemExit) as raised:
+        plt_convert(*arguments)
+    assert raised.value.code not in (0, None)
+    return str(raised.value.code)
+
+
+def logits_in_clean_process(folder, inputs):
+    outputs = folder.parent / "outputs.safetensors"
+    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, folder, inputs, outputs, cwd=folder.parent)
+    return load_file(outputs)["logits"]
+
+
+def copy_source(name, folder, **fields):
+    """A copy of a reference checkpoint whose config has other fields."""
+    folder.mkdir()
+    for file in (DATA / name).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def plain_model(name):
+    """A model of transformers' own class whose every weight matters, in float32."""
+    model_type = name.split("_")[0]
+    config = transformers.CONFIG_MAPPING[model_type](
+        **{
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
+        | PLAIN[name]
+    )
+    return randomize(transformers.AutoModelForCausalLM.from_config(config)).eval()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys, name):
+    expected_file = DATA / name / "expected.safetensors"
+    plt_convert(DATA / name, tmp_path / "target", "--expected", expected_file)
+    assert "agree with expected.safetensors" in capsys.readouterr().out
+    logits = logits_in_clean_process(tmp_path / "target", expected_file)
+    torch.testing.assert_close(logits, load_file(expected_file)["logits"], rtol=0, atol=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "outputs.safetensors", "modules"}
+
+
+@pytest.mark.parametrize("name", ["loopcoder_v2", "loopcoder_v2_query_gate"])
+def test_published_plt_weights_are_copied_byte_for_byte(tmp_path, name):
+    plt_convert(DATA / name, tmp_path / "target")
+    source, target = DATA / name / "model.safetensors", tmp_path / "target" / "model.safetensors"
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["loopcoder_v2", "loopcoder_v2_query_gate"])
+def test_published_plt_weights_load_as_they_lie(name):
+    model = transformers.AutoModelForCausalLM.from_pretrained(DATA / name).eval()
+    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
+    expected = load_file(DATA / name / "expected.safetensors")
+    with torch.no_grad():
+        logits = model(expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-4)
+
+
+def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
+    source = copy_source("nanbeige", tmp_path / "source", skip_loop_final_norm=True, loop_loss_weights=[0.5, 0.5])
+    plt_convert(source, tmp_path / "target")
+    model = PLTForCausalLM.from_pretrained(tmp_path / "target").eval()
+    assert (model.config.num_loops, model.config.loop_norm) == (3, False)
+    input_ids = load_file(source / "expected.safetensors")["input_ids"][:1]
+    reference = ReferencePLT(model.config, load_file(source / "model.safetensors"))
+    expected = torch.from_numpy(reference.logits(input_ids[0].tolist())).float()
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids).logits[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_models_keep_their_logits(tmp_path, capsys, name):
+    model = plain_model(name)
+    model.save_pretrained(tmp_path / "source")
+    plt_convert(tmp_path / "source", tmp_path / "target")
+    assert f"agree with transformers' {type(model).__name__}" in capsys.readouterr().out
+    input_ids = torch.randint(97, (2, 30), generator=torch.Generator().manual_seed(1))
+    save_file({"input_ids": input_ids}, tmp_path / "inputs.safetensors")
+    with torch.no_grad():
+        expected = model(input_ids).logits
+    logits = logits_in_clean_process(tmp_path / "target", tmp_path / "inputs.safetensors")
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_plain_models_become_vanilla_loops_of_their_stack(tmp_path, name):
+    model = plain_model(name)
+    model.save_pretrained(tmp_path / "source")
+    plt_convert(tmp_path / "source", tmp_path / "target", "--loops", 3)
+    input_ids = torch.randint(97, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        states = model.model(input_ids).last_hidden_state
+        for _ in range(2):
+            states = model.model(inputs_embeds=states).last_hidden_state
+        actual = PLTForCausalLM.from_pretrained(tmp_path / "target").eval()(input_ids).logits
+    torch.testing.assert_close(actual, model.lm_head(states), rtol=0, atol=1e-4)
+
+
+def window_one_short(monkeypatch):
+    change_field(monkeypatch, sliding_window=4)  # 4 keys to the left, and not the token itself
+
+
+def no_shift(monkeypatch):
+    change_field(monkeypatch, loop_shift=False)
+
+
+def change_field(monkeypatch, **fields):
+    source = all_sources()["iquestpltcoder"]
+    wrong = replace(source, read_fields=lambda given: source.read_fields(given) | fields)
+    monkeypatch.setattr(conversion_plt.convert, "find_source", lambda config: wrong)
+
+
+def gate_on_normed_input(monkeypatch):
+    forward = PLTAttention.forward
+    monkeypatch.setattr(
+        PLTAttention, "forward", lambda self, normed, _, *rest, **kw: forward(self, normed, normed, *rest, **kw)
+    )
+
+
+def final_norm_twice(monkeypatch):
+    run_loops = PLTModel.run_loops
+
+    def norm_again(self, *args, **kwargs):
+        states = run_loops(self, *args, **kwargs)
+        return [*states[:-1], self.norm(states[-1])]
+
+    monkeypatch.setattr(PLTModel, "run_loops", norm_again)
+
+
+@pytest.mark.parametrize("mistake", [window_one_short, no_shift, gate_on_normed_input, final_norm_twice])
+def test_known_mistakes_do_not_pass_the_check(tmp_path, capsys, monkeypatch, mistake):
+    mistake(monkeypatch)
+    source = DATA / "loopcoder_v2"
+    message = refused(capsys, source, tmp_path / "target", "--expected", source / "expected.safetensors")
+    assert "Logits differ from those of expected.safetensors" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_stays_bfloat16_to_the_bit(tmp_path):
+    model = plain_model("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) > 2
+    plt_convert(tmp_path / "source", tmp_path / "target", "--loops", 2)
+    written = open_checkpoint(tmp_path / "target")
+    assert {tensor.dtype for tensor in written.tensors.values()} == {"BF16"}
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(written.tensors[name].load(), parameter)
+    loaded = PLTForCausalLM.from_pretrained(tmp_path / "target")
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_what_belongs_to_a_model_travels_with_it(tmp_path):
+    source = copy_source("ouro", tmp_path / "source")
+    generation = json.dumps({"eos_token_id": [2, 75, 76], "temperature": 0.7, "do_sample": True})
+    files = {"generation_config.json": generation, "LICENSE": "the license", "NOTICE.txt": "a notice"}
+    for name, text in files.items():
+        (source / name).write_text(text)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# Ouro\n")
+    (source / "modeling_ouro.py").write_text("raise RuntimeError('code of the source ran')\n")
+    plt_convert(source, tmp_path / "target")
+    target = tmp_path / "target"
+    assert {name: (target / name).read_text() for name in files} == files
+    assert PLTForCausalLM.from_pretrained(target).generation_config.eos_token_id == [2, 75, 76]
+    card = (target / "README.md").read_text()
+    for part in (
+        "license: apache-2.0",
+        "plt-convert",
+        "`ouro`",
+        "early-exit gate",
+        "36 equal to the source's",
+        "4 loops",
+    ):
+        assert part in card, part
+    assert {path.name for path in target.glob("*.py")} == {
+        f"{name}_plt.py" for name in ("attention", "cache", "configuration", "modeling", "positions")
+    }
+
+
+def test_a_tied_head_that_is_stored_twice_is_dropped_or_refused(tmp_path, capsys):
+    plain_model("qwen3").save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, file, metadata={"format": "pt"})
+    plt_convert(tmp_path / "source", tmp_path / "target")
+    assert "lm_head.weight" not in load_file(tmp_path / "target" / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": head + 1}, file, metadata={"format": "pt"})
+    assert "`lm_head.weight` differs from the embeddings" in refused(capsys, tmp_path / "source", tmp_path / "other")
+
+
+def test_pickle_weights_are_read_only_on_request(tmp_path, capsys):
+    source = copy_source("nanbeige", tmp_path / "source")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    assert "`--allow-pickle`" in refused(capsys, source, tmp_path / "target")
+    plt_convert(source, tmp_path / "target", "--allow-pickle", "--expected", source / "expected.safetensors")
+    torch.save({"weights": print}, source / "pytorch_model.bin")
+    assert "more than tensors" in refused(capsys, source, tmp_path / "other", "--allow-pickle")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("ouro", {"model_type": "huginn_raven"}, "got 'huginn_raven'"),
+        ("ouro", {"use_sliding_window": True}, "`use_sliding_window`"),
+        ("ouro", {"layer_types": ["sliding_attention"] * 3}, "`layer_types`"),
+        ("nanbeige", {"loop_kv_share": True}, "`loop_kv_share` = True"),
+        ("nanbeige", {"kv_channels": 16}, "`kv_channels`"),
+        ("loopcoder_v2", {"plt_window_size": [4, 1]}, "`plt_window_size`"),
+        ("loopcoder_v2", {"plt_use_router": "yes"}, "`plt_use_router` = 'yes'"),
+        ("loopcoder_v2", {"rope_scaling": {"type": "mrope"}}, "rope type"),
+        ("iquest_loop", {"loop_window_size": 0}, "sliding_window"),
+        ("iquest_loop", {"quantization_config": {"bits": 4}}, "`quantization_config`"),
+        ("iquest_loop", {"num_hidden_layers": 4}, "missing `model.layers.3"),
+        ("iquest_loop", {"num_hidden_layers": 2}, "not expected `model.layers.2"),
+        ("iquest_loop", {"intermediate_size": 50}, "must have the shape (32, 50) by the config, got (32, 48)"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(tmp_path, capsys, name, fields, message):
+    source = copy_source(name, tmp_path / "source", **fields)
+    assert message in refused(capsys, source, tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_a_missing_field_is_named_and_an_ignored_one_left_out(tmp_path, capsys):
+    source = copy_source("ouro", tmp_path / "source", trained_with="love")
+    assert "`trained_with` = 'love'" in refused(capsys, source, tmp_path / "target")
+    plt_convert(source, tmp_path / "target", "--ignore", "trained_with")
+    config = json.loads((source / "config.json").read_text())
+    del config["total_ut_steps"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert "must have the field `total_ut_steps`" in refused(capsys, source, tmp_path / "other")
+
+
+def test_mistral_with_its_window_on_is_refused(tmp_path, capsys):
+    model = plain_model("mistral")
+    model.config.sliding_window = 16
+    model.save_pretrained(tmp_path / "source")
+    assert "`sliding_window`" in refused(capsys, tmp_path / "source", tmp_path / "target")
+
+
+def test_values_that_are_not_finite_are_refused_unless_kept(tmp_path, capsys):
+    source = copy_source("nanbeige", tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert "`model.layers.1.mlp.up_proj.weight` 1 times" in refused(capsys, source, tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_an_existing_target_is_refused_unless_overwritten(tmp_path, capsys):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("keep me")
+    assert "`--overwrite`" in refused(capsys, DATA / "ouro", tmp_path / "target")
+    assert (tmp_path / "target" / "mine").read_text() == "keep me"
+    broken = copy_source("ouro", tmp_path / "broken", total_ut_steps=0)
+    refused(capsys, broken, tmp_path / "target", "--overwrite")
+    assert (tmp_path / "target" / "mine").read_text() == "keep me"
+    plt_convert(DATA / "ouro", tmp_path / "target", "--overwrite")
+    assert not (tmp_path / "target" / "mine").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "broken"}
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(conversion_plt.convert, "write_folder", None)
+    assert "GB free" in refused(capsys, DATA / "ouro", tmp_path / "target")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(conversion_plt.convert, "verify_files", interrupt)
+        plt_convert(DATA / "ouro", tmp_path / "target")
+    assert not list(tmp_path.iterdir())
+    plt_convert(DATA / "ouro", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, capsys):
+    assert "must be a folder or a hub id" in refused(capsys, tmp_path / "nowhere", tmp_path / "target")
+    assert "`--revision` is for hub ids" in refused(capsys, DATA / "ouro", tmp_path / "target", "--revision", "main")
+    assert "`config.json` is missing" in refused(capsys, tmp_path, tmp_path / "target")
+
+
+def test_inspecting_says_what_a_source_would_become(tmp_path, capsys):
+    plt_convert("inspect", DATA / "ouro")
+    output = capsys.readouterr().out
+    for part in ("Ouro (`ouro`)", "36 kept, 2 dropped", "num_loops = 4", "sandwich_norm = True", "early-exit gate"):
+        assert part in output, part
+    source = copy_source("nanbeige", tmp_path / "source", loop_kv_share=True)
+    assert "`loop_kv_share`" in refused(capsys, "inspect", source)
+
+
+def test_help_and_readme_name_every_source(capsys):
+    with pytest.raises(SystemExit):
+        plt_convert("--help")
+    output, readme = capsys.readouterr().out, (DATA.parent.parent / "README.md").read_text()
+    for source in all_sources().values():
+        assert source.model_type in output and source.title in output
+        assert f"`{source.model_type}`" in readme and source.becomes in readme

@@ -1,0 +1,126 @@
+"""Damaged sources: an error each time, and no target."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from conversion_plt.convert import Request, convert
+
+DATA = Path(__file__).parent / "data"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Nanbeige's reference in three files with an index."""
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "nanbeige", source)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    weight_map = {}
+    for number in range(3):
+        part = {name: tensors[name] for name in sorted(tensors)[number::3]}
+        save_file(part, source / f"part-{number}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
+    write_index(source, weight_map)
+    return source
+
+
+def read_index(source):
+    return json.loads((source / INDEX).read_text())["weight_map"]
+
+
+def write_index(source, weight_map):
+    (source / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def attempt(source):
+    target = source.parent / "target"
+    convert(Request(str(source), target, "plt-convert", expected=source / "expected.safetensors"))
+    return target
+
+
+def assert_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        attempt(source)
+    assert {path.name for path in source.parent.iterdir()} == {"source"}
+
+
+def test_the_undamaged_source_converts(source):
+    weight_map = json.loads((attempt(source) / INDEX).read_text())["weight_map"]
+    assert set(weight_map.values()) == {f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -1, -1000])
+def test_truncated_files_are_refused(source, length):
+    file = source / "part-1.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    assert_refused(source, "part-1.safetensors is truncated or corrupt")
+
+
+def test_a_file_with_more_behind_its_end_is_refused(source):
+    file = source / "part-1.safetensors"
+    file.write_bytes(file.read_bytes() + b"0" * 8)
+    assert_refused(source, "part-1.safetensors is truncated or corrupt")
+
+
+def test_removed_files_are_refused(source):
+    (source / "part-2.safetensors").unlink()
+    assert_refused(source, "'part-2.safetensors', which is missing")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "sub/part-0.safetensors", "..", "", 3, None]
+)
+def test_an_index_that_leaves_its_folder_is_refused(source, name):
+    (source / "sub").mkdir()
+    shutil.copy(source / "part-0.safetensors", source / "sub")
+    weight_map = read_index(source)
+    write_index(source, weight_map | {next(iter(weight_map)): name})
+    assert_refused(source, "must name files in its own folder")
+
+
+def test_an_index_that_disagrees_with_its_files_is_refused(source):
+    weight_map = read_index(source)
+    first = next(iter(weight_map))
+    write_index(source, weight_map | {first: "part-2.safetensors"})
+    assert_refused(source, "must name the same tensors")
+    write_index(source, {name: file for name, file in weight_map.items() if name != first})
+    assert_refused(source, "must name the same tensors")
+    write_index(source, weight_map | {"model.extra": "part-0.safetensors"})
+    assert_refused(source, "must name the same tensors")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": {}}', '{"weight_map": []}', "{}"])
+def test_a_broken_index_is_refused(source, text):
+    (source / INDEX).write_text(text)
+    assert_refused(source, INDEX)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_broken_config_is_refused(source, text):
+    (source / "config.json").write_text(text)
+    assert_refused(source, "config.json|`model_type`")
+
+
+def test_flipped_bytes_in_a_header_never_give_a_wrong_model(source):
+    """A flip either is refused, or hits what means nothing, and then the logits are the publisher's."""
+    file = source / "part-0.safetensors"
+    intact = file.read_bytes()
+    header_size = 8 + int.from_bytes(intact[:8], "little")
+    random.seed(0)
+    refusals = 0
+    for _ in range(60):
+        damaged = bytearray(intact)
+        damaged[random.randrange(header_size)] ^= 1 << random.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            shutil.rmtree(attempt(source))
+        except ValueError:
+            refusals += 1
+        assert {path.name for path in source.parent.iterdir()} == {"source"}
+    assert refusals > 50
