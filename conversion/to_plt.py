@@ -11,6 +11,8 @@ from conversion_plt.plan import Plan, check_shapes, expected_shapes, make_config
 
 EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
 
+LOOPED_GATE = 0.1
+
 
 @dataclass(frozen=True)
 class PLTStart:
@@ -53,15 +55,20 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
 
 
 def default_start(exact: Plan) -> PLTStart:
-    """Later loops start from the embedding alone; their hidden scale is a parameter that training moves from 0.
+    """Scales are parameters, so that training moves them from wherever they start.
 
-    Any other scale costs more at the start, and more after a short training: a looped source has learned to read its
-    own token's state, and the shift gives it another token's. A plain source also starts with the gate all but closed
-    to the window, and so with its own logits.
+    - A plain source starts with its own logits: later loops read the embedding alone, and the gate leaves the window
+      next to nothing.
+    - A loop that hands on its own token's state has no use for another token's: it starts from the embedding too.
+    - A loop that mixes embedding and state keeps its scales.
+
+    Later loops of a looped source are used to keys of their own, so their gate starts nearer to the window.
     """
     config = exact.config
-    num_loops, gate = (2, EXACT_GATE) if config.num_loops == 1 else (config.num_loops, 0.5)
-    return PLTStart(num_loops, config.sliding_window, 1.0, 0.0, True, gate)
+    if config.num_loops == 1:
+        return PLTStart(2, config.sliding_window, 1.0, 0.0, True, EXACT_GATE)
+    scales = (config.embedding_scale, config.hidden_scale) if config.embedding_scale != 0 else (1.0, 0.0)
+    return PLTStart(config.num_loops, config.sliding_window, *scales, True, LOOPED_GATE)
 
 
 def start_value(name: str, shape: tuple[int, ...], start: PLTStart) -> Tensor:
