@@ -19,7 +19,7 @@ from conversion_plt.checkpoint import Checkpoint, open_checkpoint
 from conversion_plt.hub import find_folder
 from conversion_plt.measure import measure
 from conversion_plt.pickled import has_only_pickles, unpickle
-from conversion_plt.plan import Plan, make_plan
+from conversion_plt.plan import Plan, make_plan, refuse_untied_head
 from conversion_plt.source import find_source
 from conversion_plt.to_plt import PLTStart, switch_on
 from conversion_plt.tokenizer import write_tokenizer
@@ -63,6 +63,7 @@ def convert(request: Request) -> list[str]:
     with beside(request.target) as work:
         checkpoint = open_source(folder, work / "pickled", request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
+        refuse_untied_head(exact)
         plan = exact if request.start is None else switch_on(exact, request.start)
         check_space(work, checkpoint.nbytes)
         written = work / "target"

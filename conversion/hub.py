@@ -6,7 +6,18 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-DATA = ["*.json", "*.jinja", "*.model", "merges.txt", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md"]
+DATA = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README.md",
+]
 CODE = ["*.py"]
 
 

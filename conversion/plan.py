@@ -57,6 +57,18 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
     return Plan(source, checkpoint, config, kept, dropped, notes=source.notes)
 
 
+def refuse_untied_head(plan: Plan) -> None:
+    """Check that a head which is dropped, because the config ties it, equals the embeddings; this reads both.
+
+    Raises:
+        ValueError: it differs.
+    """
+    if "lm_head.weight" in plan.dropped:
+        head, embeddings = plan.checkpoint.tensors["lm_head.weight"], plan.kept["model.embed_tokens.weight"]
+        if not torch.equal(head.load(), embeddings.load()):
+            raise ValueError("`tie_word_embeddings` is true, but `lm_head.weight` differs from the embeddings.")
+
+
 def make_config(fields: dict[str, Any]) -> PLTConfig:
     """The config with these fields.
 
@@ -92,10 +104,7 @@ def rename_tensors(
         else:
             kept[new_name] = tensor
     if config.tie_word_embeddings and "lm_head.weight" in kept and "model.embed_tokens.weight" in kept:
-        head = kept.pop("lm_head.weight")
-        if not torch.equal(head.load(), kept["model.embed_tokens.weight"].load()):
-            raise ValueError("`tie_word_embeddings` is true, but `lm_head.weight` differs from the embeddings.")
-        dropped.append(head.name)
+        dropped.append(kept.pop("lm_head.weight").name)
     return kept, dropped
 
 

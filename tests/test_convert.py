@@ -18,6 +18,7 @@ from test_checkpoint import run_in_clean_process
 from tiny import randomize
 
 import conversion_plt.convert
+import conversion_plt.hub
 from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import open_checkpoint
 from conversion_plt.cli import main
@@ -354,6 +355,24 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, capsys):
     assert "must be a folder or a hub id" in refused(capsys, tmp_path / "nowhere", tmp_path / "target")
     assert "`--revision` is for hub ids" in refused(capsys, DATA / "ouro", tmp_path / "target", "--revision", "main")
     assert "`config.json` is missing" in refused(capsys, tmp_path, tmp_path / "target")
+
+
+def test_of_a_hub_id_only_data_is_downloaded(tmp_path, capsys, monkeypatch):
+    wanted = {}
+
+    def download(repository, revision, allow_patterns, ignore_patterns):
+        wanted.update(repository=repository, revision=revision, allowed=allow_patterns, ignored=ignore_patterns)
+        return str(DATA / "ouro")
+
+    monkeypatch.setattr(conversion_plt.hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    plt_convert("ByteDance/Ouro-1.4B", tmp_path / "target", "--revision", "main")
+    assert (wanted["repository"], wanted["revision"], wanted["ignored"]) == ("ByteDance/Ouro-1.4B", "main", ["*.py"])
+    assert "*.safetensors" in wanted["allowed"] and not {"*", "*.bin", "*.py"} & set(wanted["allowed"])
+    assert "base_model: ByteDance/Ouro-1.4B" in (tmp_path / "target" / "README.md").read_text()
+    plt_convert("inspect", "ByteDance/Ouro-1.4B")
+    assert not [pattern for pattern in wanted["allowed"] if "safetensors" in pattern and "json" not in pattern]
+    assert "num_loops = 4" in capsys.readouterr().out
 
 
 def test_inspecting_says_what_a_source_would_become(tmp_path, capsys):
