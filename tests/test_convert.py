@@ -45,11 +45,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 torch.set_num_threads(1)
-folder, inputs, outputs = sys.argv[1:]
-model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-assert not any(report.values()), report
-with torch.no_grad():
-    save_file({"logits": model.eval()(load_file(inputs)["input_ids"]).logits.float()}, outputs)
+for folder in sys.argv[1:]:
+    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values()), report
+    input_ids = load_file(folder + "/inputs.safetensors")["input_ids"]
+    with torch.no_grad():
+        save_file({"logits": model.eval()(input_ids).logits.float()}, folder + "/outputs.safetensors")
 """
 
 
@@ -65,10 +66,12 @@ def refused(capsys, *arguments):
     return str(raised.value.code)
 
 
-def logits_in_clean_process(folder, inputs):
-    outputs = folder.parent / "outputs.safetensors"
-    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, folder, inputs, outputs, cwd=folder.parent)
-    return load_file(outputs)["logits"]
+def logits_in_clean_process(folder, input_ids):
+    """Logits of the models in `folder/<name>` for `input_ids[name]`, from one process without the package."""
+    for name, ids in input_ids.items():
+        save_file({"input_ids": ids}, folder / name / "inputs.safetensors")
+    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, *(folder / name for name in input_ids), cwd=folder)
+    return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
 
 
 def copy_source(name, folder, **fields):
@@ -99,14 +102,15 @@ def plain_model(name):
     return randomize(transformers.AutoModelForCausalLM.from_config(config)).eval()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys, name):
-    expected_file = DATA / name / "expected.safetensors"
-    plt_convert(DATA / name, tmp_path / "target", "--expected", expected_file)
-    assert "agree with expected.safetensors" in capsys.readouterr().out
-    logits = logits_in_clean_process(tmp_path / "target", expected_file)
-    torch.testing.assert_close(logits, load_file(expected_file)["logits"], rtol=0, atol=1e-4)
-    assert {path.name for path in tmp_path.iterdir()} == {"target", "outputs.safetensors", "modules"}
+def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):
+    expected = {name: load_file(DATA / name / "expected.safetensors") for name in PUBLISHED}
+    for name in PUBLISHED:
+        plt_convert(DATA / name, tmp_path / name, "--expected", DATA / name / "expected.safetensors")
+        assert "agree with expected.safetensors" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == set(PUBLISHED)
+    logits = logits_in_clean_process(tmp_path, {name: expected[name]["input_ids"] for name in PUBLISHED})
+    for name in PUBLISHED:
+        torch.testing.assert_close(logits[name], expected[name]["logits"], rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("name", ["loopcoder_v2", "loopcoder_v2_query_gate"])
@@ -138,18 +142,19 @@ def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
         torch.testing.assert_close(model(input_ids).logits[0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_plain_models_keep_their_logits(tmp_path, capsys, name):
-    model = plain_model(name)
-    model.save_pretrained(tmp_path / "source")
-    plt_convert(tmp_path / "source", tmp_path / "target")
-    assert f"agree with transformers' {type(model).__name__}" in capsys.readouterr().out
-    input_ids = torch.randint(97, (2, 30), generator=torch.Generator().manual_seed(1))
-    save_file({"input_ids": input_ids}, tmp_path / "inputs.safetensors")
-    with torch.no_grad():
-        expected = model(input_ids).logits
-    logits = logits_in_clean_process(tmp_path / "target", tmp_path / "inputs.safetensors")
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+def test_plain_models_keep_their_logits_without_the_package(tmp_path, capsys):
+    input_ids, expected = torch.randint(97, (2, 30), generator=torch.Generator().manual_seed(1)), {}
+    for name in PLAIN:
+        model = plain_model(name)
+        model.save_pretrained(tmp_path / "source")
+        plt_convert(tmp_path / "source", tmp_path / name)
+        assert f"agree with transformers' {type(model).__name__}" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "source")
+        with torch.no_grad():
+            expected[name] = model(input_ids).logits
+    logits = logits_in_clean_process(tmp_path, dict.fromkeys(PLAIN, input_ids))
+    for name in PLAIN:
+        torch.testing.assert_close(logits[name], expected[name], rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])

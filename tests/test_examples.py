@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from conversion_plt.cli import main
+
+pytestmark = pytest.mark.xdist_group("examples")  # one worker trains the models that these tests share
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
@@ -101,13 +104,14 @@ def test_readme_code_runs(folder, block):
     run(folder, "-c", block.replace("Multilingual-Multimodal-NLP/LoopCoder-V2", str(published)))
 
 
-def test_readme_conversions_run(folder):
+def test_readme_conversions_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     commands = [line.split("#")[0].split() for line in re.findall(r"^plt-convert .*", text, flags=re.MULTILINE)]
     assert [command[1] for command in commands] == ["inspect", "SOURCE", "SOURCE"]
     for number, command in enumerate(commands):
         places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": f"converted-{number}"}
-        run(folder, "-m", "conversion_plt.cli", *(places.get(word, word) for word in command[1:]))
+        main([places.get(word, word) for word in command[1:]])
 
 
 def test_the_conversion_benchmark_runs(folder):
