@@ -7,6 +7,7 @@ from pathlib import Path
 from conversion_plt.plan import Plan
 
 LICENSE_LINES = re.compile(r"^(?:license|license_name|license_link):.*$", flags=re.MULTILINE)
+HUB = "https://huggingface.co"
 
 CARD = """\
 ---
@@ -49,15 +50,14 @@ def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, comma
             f"{config.num_loops} loops over {config.num_hidden_layers} layers; a later loop reads {state} state and "
             f'attends to `"{config.loop_attention}"`.'
         )
+    is_local = Path(source).is_dir()
     header = "".join(f"{line}\n" for line in license_lines(source_folder / "README.md"))
-    if not Path(source).exists():
+    if not is_local:
         header += f"base_model: {source}\n"
     text = CARD.format(
         header=header,
         title=plan.source.title,
-        source=f"the folder `{Path(source).resolve().name}`"
-        if Path(source).exists()
-        else f"[{source}](https://huggingface.co/{source})",
+        source=f"the folder `{source_folder.resolve().name}`" if is_local else f"[{source}]({HUB}/{source})",
         model_type=plan.source.model_type,
         command=command,
         what="\n\n".join([what, *plan.source.notes]),

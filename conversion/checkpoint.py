@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FLOAT_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,15 @@ def file_inside(folder: Path, name: str, index_file: str) -> Path:
     return folder / name
 
 
+def shard_name(number: int, count: int) -> str:
+    """The name of the safetensors file of that number, from 1 on."""
+    return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> None:
-    """Write the index of several safetensors files: tensor name -> file name, and the bytes of all tensors."""
+    """Write tensor name -> file name, and the bytes of all tensors, where there is more than the single file."""
+    if set(weight_map.values()) == {SINGLE_FILE}:
+        return
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
@@ -140,9 +148,9 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
     first = 8 + header_size
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
-        if entry["dtype"] not in FLOAT_SIZES:
+        if entry["dtype"] not in DTYPES:
             raise ValueError(
-                f"`{name}` in {file.name} has dtype {entry['dtype']}; supported are {', '.join(FLOAT_SIZES)}. "
+                f"`{name}` in {file.name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}. "
                 "Quantized checkpoints must be dequantized first."
             )
         yield StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), first + start, first + stop)

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One conversion from start to end: plan, write beside the target, check, rename."""
 
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
+from conversion_plt.beside import written_beside
 from conversion_plt.card import write_card
 from conversion_plt.checkpoint import Checkpoint, open_checkpoint
 from conversion_plt.hub import find_folder
@@ -60,31 +57,20 @@ def convert(request: Request) -> list[str]:
         raise FileExistsError(f"{request.target} exists; `--overwrite` replaces it.")
     weights = ["*.safetensors", "*.bin"] if request.allow_pickle else ["*.safetensors"]
     folder = find_folder(request.source, request.revision, weights)
-    with beside(request.target) as work:
-        checkpoint = open_source(folder, work / "pickled", request.allow_pickle)
+    with written_beside(request.target) as target:
+        checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
         refuse_untied_head(exact)
         plan = exact if request.start is None else switch_on(exact, request.start)
-        check_space(work, checkpoint.nbytes)
-        written = work / "target"
-        written.mkdir()
-        sentences = write_folder(plan, folder, written)
-        sentences += verify_files(written, plan, request.keep_nan)
-        result = open_checkpoint(written)
-        sentences.append(verify_logits(exact, result, request.expected))
+        check_space(target, checkpoint.nbytes)
+        sentences = write_folder(plan, folder, target)
+        written = open_checkpoint(target)
+        sentences += verify_files(plan, written, request.keep_nan)
+        sentences.append(verify_logits(exact, written, request.expected))
         if plan is not exact:
-            sentences.append(str(measure(exact, plan, result, request.text)))
-        write_card(written, request.source, folder, plan, request.command, sentences)
-        replace_folder(written, request.target)
+            sentences.append(str(measure(exact, plan, written, request.text)))
+        write_card(target, request.source, folder, plan, request.command, sentences)
     return sentences
-
-
-@contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A folder next to the target, which goes when the work ends, however it ends."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
-        yield Path(work)
 
 
 def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
@@ -101,7 +87,7 @@ def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
 def check_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the weights need {wanted / 1e9:.1f} GB.")
+        raise OSError(f"The disk of the target has {free / 1e9:.1f} GB free, the weights need {wanted / 1e9:.1f} GB.")
 
 
 def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
@@ -117,10 +103,3 @@ def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)
     return write_tokenizer(source, target)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Move a folder to its place; one that is there goes first to `new`'s side, and with it."""
-    if target.exists():
-        os.replace(target, new.with_name("replaced"))
-    os.replace(new, target)

@@ -89,6 +89,18 @@ def llama_fields(fields: Fields) -> dict[str, Any]:
     return taken | {"num_hidden_layers": layers, "rope_parameters": rope_parameters(fields)}
 
 
+def bias_fields(fields: Fields) -> dict[str, Any]:
+    """The biases of attention and MLP under Llama's names, absent in many configs."""
+    return {name: fields.take(name, False) for name in ("attention_bias", "mlp_bias")}
+
+
+def refuse_sliding_window(fields: Fields) -> None:
+    """Require the window of a Qwen-like config to be off; its reach then means nothing."""
+    fields.require("use_sliding_window", False)
+    for name in ("sliding_window", "max_window_layers"):
+        fields.take(name, None)
+
+
 def rope_parameters(fields: Fields) -> dict[str, Any]:
     """Rotary settings in today's form, from that or from `rope_theta` and `rope_scaling`."""
     parameters = fields.take("rope_parameters", None)

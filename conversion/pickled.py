@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from conversion_plt.checkpoint import INDEX_FILE, SINGLE_FILE, weight_files, write_index
+from conversion_plt.checkpoint import INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -34,10 +34,9 @@ def unpickle(folder: Path, target: Path) -> None:
             raise ValueError(f"{file} is corrupt, or holds more than tensors: {error}") from error
         if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise ValueError(f"{file} must hold a dictionary of tensors.")
-        name = SINGLE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        name = shard_name(number, len(files))
         # tied tensors share memory in a pickle, which safetensors refuses
         save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, target / name)
         weight_map |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(files) > 1:
-        write_index(target, weight_map, total)
+    write_index(target, weight_map, total)

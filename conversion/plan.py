@@ -10,12 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import Checkpoint, StoredTensor
+from conversion_plt.checkpoint import DTYPES, Checkpoint, StoredTensor
 from conversion_plt.fields import VANILLA_LOOP
 from conversion_plt.source import Source
 from modeling_plt import PLTForCausalLM
-
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,6 @@ class Plan:
     kept: dict[str, StoredTensor]
     dropped: list[str]
     added: dict[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # sentences for the report and the model card
 
     def load(self, name: str) -> Tensor:
         """A tensor of the PLT, from the source or new."""
@@ -53,8 +50,8 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
         fields |= VANILLA_LOOP | {"num_loops": num_loops}
     config = make_config(fields | {"dtype": main_dtype(checkpoint), "architectures": ["PLTForCausalLM"]})
     kept, dropped = rename_tensors(checkpoint, source, config)
-    check_shapes({name: tensor.shape for name, tensor in kept.items()}, config)
-    return Plan(source, checkpoint, config, kept, dropped, notes=source.notes)
+    check_shapes({name: tensor.shape for name, tensor in kept.items()}, expected_shapes(config))
+    return Plan(source, checkpoint, config, kept, dropped)
 
 
 def refuse_untied_head(plan: Plan) -> None:
@@ -86,7 +83,7 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
     nbytes = Counter()
     for tensor in checkpoint.tensors.values():
         nbytes[tensor.dtype] += tensor.stop - tensor.start
-    return TORCH_DTYPES[nbytes.most_common(1)[0][0]]
+    return DTYPES[nbytes.most_common(1)[0][0]]
 
 
 def rename_tensors(
@@ -118,17 +115,14 @@ def expected_shapes(config: PLTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_shapes(shapes: dict[str, tuple[int, ...]], config: PLTConfig) -> None:
-    """Check that tensors are exactly those of a PLT of this config.
+def check_shapes(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Check that tensors are exactly the expected ones.
 
     Raises:
         ValueError: some are missing, extra or misshapen.
     """
-    expected = expected_shapes(config)
-    missing, extra = (
-        [name for name in expected if name not in shapes],
-        [name for name in shapes if name not in expected],
-    )
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
     if missing or extra:
         raise ValueError(f"The weights do not fit the config: missing {some(missing)}; not expected {some(extra)}.")
     for name, shape in shapes.items():

@@ -4,13 +4,13 @@
 from typing import Any
 
 from configuration_plt import PLTConfig
-from conversion_plt.source import find_source
+from conversion_plt.sources.iquestpltcoder import SOURCE
 
 
 class PublishedPLTConfig(PLTConfig):
     """What `AutoConfig` finds for LoopCoder-V2; reading it gives a `PLTConfig`, and so our model classes."""
 
-    model_type = "iquestpltcoder"
+    model_type = SOURCE.model_type
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PLTConfig:
@@ -19,7 +19,7 @@ class PublishedPLTConfig(PLTConfig):
         Raises:
             ValueError: it sets a field that is not supported.
         """
-        fields = find_source(config_dict).config_fields(config_dict, set())
+        fields = SOURCE.config_fields(config_dict, set())
         names = {
             "architectures": ["PLTForCausalLM"],
             "dtype": config_dict.get("dtype", config_dict.get("torch_dtype")),

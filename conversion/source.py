@@ -13,6 +13,8 @@ from transformers import CONFIG_MAPPING
 from conversion_plt import sources
 from conversion_plt.fields import Fields
 
+PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what several sources become
+
 
 @dataclass(frozen=True)
 class Source:

@@ -10,8 +10,7 @@ from torch import Tensor
 from conversion_plt.plan import Plan, check_shapes, expected_shapes, make_config
 
 EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
-
-LOOPED_GATE = 0.1
+LOOPED_GATE = 0.1  # later loops of a looped source are used to keys of their own
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,10 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
     fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
     mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
     config = make_config(config.to_dict() | mechanisms | fields)
-    shapes = {name: tensor.shape for name, tensor in exact.kept.items()}
-    added = {
-        name: start_value(name, shape, chosen).to(config.dtype)
-        for name, shape in expected_shapes(config).items()
-        if name not in shapes
-    }
-    check_shapes(shapes | {name: tuple(tensor.shape) for name, tensor in added.items()}, config)
+    kept, expected = {name: tensor.shape for name, tensor in exact.kept.items()}, expected_shapes(config)
+    new = {name: shape for name, shape in expected.items() if name not in kept}
+    check_shapes(kept | new, expected)
+    added = {name: start_value(name, shape, chosen).to(config.dtype) for name, shape in new.items()}
     return replace(exact, config=config, added=added)
 
 
@@ -61,8 +57,6 @@ def default_start(exact: Plan) -> PLTStart:
       next to nothing.
     - A loop that hands on its own token's state has no use for another token's: it starts from the embedding too.
     - A loop that mixes embedding and state keeps its scales.
-
-    Later loops of a looped source are used to keys of their own, so their gate starts nearer to the window.
     """
     config = exact.config
     if config.num_loops == 1:

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import Checkpoint, open_checkpoint
-from conversion_plt.plan import Plan, check_shapes
+from conversion_plt.checkpoint import Checkpoint
+from conversion_plt.plan import Plan, check_shapes, expected_shapes
 from conversion_plt.stream import streamed_model
 from modeling_plt import PLTForCausalLM
 
@@ -21,16 +21,15 @@ TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-
 PART = 1 << 20  # values looked at together
 
 
-def verify_files(folder: Path, plan: Plan, keep_nan: bool) -> list[str]:
+def verify_files(plan: Plan, written: Checkpoint, keep_nan: bool) -> list[str]:
     """Read the written folder back and compare it with the plan; returns what was checked, as sentences.
 
     Raises:
         ValueError: the config changed, tensors are missing or differ from the source's, or hold NaN or infinity.
     """
-    if PLTConfig.from_pretrained(folder).to_dict() != plan.config.to_dict():
+    if PLTConfig.from_pretrained(written.folder).to_dict() != plan.config.to_dict():
         raise ValueError("The config reads back differently from what was written.")
-    written = open_checkpoint(folder)
-    check_shapes({name: tensor.shape for name, tensor in written.tensors.items()}, plan.config)
+    check_shapes({name: tensor.shape for name, tensor in written.tensors.items()}, expected_shapes(plan.config))
     not_finite = {}
     for name, tensor in tqdm(written.tensors.items(), desc="Checking tensors", unit="tensor"):
         values = tensor.load().flatten()

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conversion_plt.checkpoint import SINGLE_FILE, StoredTensor, read_header, write_index
+from conversion_plt.checkpoint import StoredTensor, read_header, shard_name, write_index
 
 CHUNK = 1 << 18  # bytes read at once: as fast as a plain copy; from 1 MB on, new memory makes it four times slower
 
@@ -29,16 +29,15 @@ def write_weights(
     shards = [*by_file.values(), *([added] if added else [])]
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file_name = shard_name(number, len(shards))
         if shard is added:
             save_file(added, folder / file_name, metadata={"format": "pt"})
         else:
             copy_shard(shard, folder / file_name, advance)
         weight_map |= dict.fromkeys(shard, file_name)
-    if len(shards) > 1:
-        total = sum(tensor.stop - tensor.start for tensor in kept.values())
-        total += sum(tensor.nbytes for tensor in added.values())
-        write_index(folder, weight_map, total)
+    total = sum(tensor.stop - tensor.start for tensor in kept.values())
+    total += sum(tensor.nbytes for tensor in added.values())
+    write_index(folder, weight_map, total)
 
 
 def copy_shard(shard: dict[str, StoredTensor], target: Path, advance: Callable[[int], object]) -> None:

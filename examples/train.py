@@ -10,7 +10,6 @@ files or hub ids instead. `--set` changes any field of `PLTConfig`. Beside the m
 
 import argparse
 import ast
-import os
 import tempfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
+from conversion_plt.beside import written_beside
 from modeling_plt import PLTForCausalLM
 
 LENGTH = 128  # tokens a row
@@ -109,17 +109,11 @@ def main() -> None:
 
 
 def save(trainer: Trainer, held_out_texts: Dataset, output: Path) -> None:
-    """Write beside, then rename: an interrupted run leaves no half of a folder under the name."""
-    output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as beside:
-        new = Path(beside) / "new"
-        trainer.save_model(new)
-        held_out_texts.to_json(new / "held_out.jsonl")
-        if output.exists():
-            os.replace(output, Path(beside) / "old")
-        os.replace(new, output)
-    print(f"saved {output}")
+    """Save model, tokenizer and held-out texts; an interrupted run leaves no half of a folder under the name."""
+    with written_beside(output) as folder:
+        trainer.save_model(folder)
+        held_out_texts.to_json(folder / "held_out.jsonl")
+    print(f"saved {output.resolve()}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields
+from conversion_plt.fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
 from conversion_plt.source import Source
 
 
@@ -17,8 +17,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
             "sliding_window": fields.take("loop_window_size"),  # theirs counts the token itself, as ours
             "gate_input": "query",
             "loop_norm": False,
-            "attention_bias": fields.take("attention_bias", False),
-            "mlp_bias": fields.take("mlp_bias", False),
+            **bias_fields(fields),
         }
     )
 

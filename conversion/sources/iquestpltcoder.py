@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from conversion_plt.fields import Fields, llama_fields
+from conversion_plt.fields import Fields, bias_fields, llama_fields
 from conversion_plt.source import Source
 
 
@@ -22,8 +22,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
         "sliding_window": window[0] + 1,  # theirs counts the keys to the left of the token
         "gate_input": "hidden" if fields.take("plt_gate_use_hidden_states") else "query",
         "loop_norm": fields.take("plt_normalize_per_loop"),
-        "attention_bias": fields.take("attention_bias", False),
-        "mlp_bias": fields.take("mlp_bias", False),
+        **bias_fields(fields),
         **{name: 1.0 if scale is None else scale for name, scale in scales.items()},
     }
 

@@ -3,23 +3,22 @@
 
 from typing import Any
 
-from conversion_plt.fields import Fields, llama_fields
-from conversion_plt.source import Source
+from conversion_plt.fields import Fields, bias_fields, llama_fields
+from conversion_plt.source import PLAIN_DECODER, Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
     fields.take("pretraining_tp", 1)  # how matrices were split in training; transformers no longer reads it
     return llama_fields(fields) | {
         "num_loops": 1,
-        "attention_bias": fields.take("attention_bias", False),
-        "mlp_bias": fields.take("mlp_bias", False),
+        **bias_fields(fields),
     }
 
 
 SOURCE = Source(
     model_type="llama",
     title="Llama",
-    becomes="a plain decoder, or a vanilla loop with `--loops`",
+    becomes=PLAIN_DECODER,
     read_fields=read_fields,
     dropped=(r"\.rotary_emb\.inv_freq$",),
     reference_class="LlamaForCausalLM",

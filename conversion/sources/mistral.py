@@ -4,7 +4,7 @@
 from typing import Any
 
 from conversion_plt.fields import Fields, llama_fields
-from conversion_plt.source import Source
+from conversion_plt.source import PLAIN_DECODER, Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 SOURCE = Source(
     model_type="mistral",
     title="Mistral",
-    becomes="a plain decoder, or a vanilla loop with `--loops`",
+    becomes=PLAIN_DECODER,
     read_fields=read_fields,
     dropped=(r"\.rotary_emb\.inv_freq$",),
     reference_class="MistralForCausalLM",

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields
+from conversion_plt.fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
 from conversion_plt.source import Source
 
 
@@ -17,8 +17,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
         | {
             "num_loops": len(loss_weights) + 1 if loss_weights else num_loops,
             "loop_norm": not fields.take("skip_loop_final_norm", False),
-            "attention_bias": fields.take("attention_bias", False),
-            "mlp_bias": fields.take("mlp_bias", False),
+            **bias_fields(fields),
         }
     )
 

@@ -3,15 +3,15 @@
 
 from typing import Any
 
-from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields
+from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields, refuse_sliding_window
 from conversion_plt.source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    for name in ("early_exit_threshold", "early_exit_step", "max_window_layers"):
-        fields.take(name, None)  # which loop is read out, and the reach of a window that is off
-    fields.require("use_sliding_window", False)
+    for name in ("early_exit_threshold", "early_exit_step"):
+        fields.take(name, None)  # which loop is read out
     fields.require("sliding_window", None)
+    refuse_sliding_window(fields)
     return (
         VANILLA_LOOP
         | llama_fields(fields)

@@ -3,14 +3,12 @@
 
 from typing import Any
 
-from conversion_plt.fields import Fields, llama_fields
-from conversion_plt.source import Source
+from conversion_plt.fields import Fields, llama_fields, refuse_sliding_window
+from conversion_plt.source import PLAIN_DECODER, Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    fields.require("use_sliding_window", False)
-    for name in ("sliding_window", "max_window_layers"):
-        fields.take(name, None)  # of the window that is off
+    refuse_sliding_window(fields)
     return llama_fields(fields) | {
         "num_loops": 1,
         "attention_bias": fields.take("attention_bias", False),
@@ -21,7 +19,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 SOURCE = Source(
     model_type="qwen3",
     title="Qwen3",
-    becomes="a plain decoder, or a vanilla loop with `--loops`",
+    becomes=PLAIN_DECODER,
     read_fields=read_fields,
     reference_class="Qwen3ForCausalLM",
 )
