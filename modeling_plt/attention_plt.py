@@ -12,7 +12,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
+from .blocks_plt import fold_blocks, unfold_blocks
+from .cache_plt import last_columns
 from .configuration_plt import PLTConfig
+from .prefill_plt import tail
 
 
 class PLTGate(nn.Module):
@@ -86,7 +89,9 @@ class PLTAttention(nn.Module):
         shared_key: Tensor | None,
         shared_value: Tensor | None,
         loops: range,
+        num_outputs: int,
         position_embeddings: tuple[Tensor, Tensor],
+        position_ids: Tensor,
         attention_mask: Tensor | None = None,
         sliding_attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -99,45 +104,51 @@ class PLTAttention(nn.Module):
             layer_input: the same before its norm; the gate reads it.
             shared_key, shared_value: loop 0's `[B, Hkv, S, Dh]`, or None if the block starts with loop 0.
             loops: the loops in the block.
-            position_embeddings: cosines and sines `[B, T, Dh]`, the same for every loop.
-            attention_mask, sliding_attention_mask: over all keys and over the window, in the form that the attention
-                implementation takes; None where it needs none.
+            num_outputs: Q, how many of the T positions put something out: the last ones.
+            position_embeddings: cosines and sines `[B, >= T, Dh]`, of which the last T are the block's, the same for
+                every loop.
+            position_ids: `[B or 1, >= T]`, likewise, for kernels that read them.
+            attention_mask, sliding_attention_mask: over all keys and over the window, see `make_masks`.
             past_key_values: the `PLTCache` to extend.
 
         Returns:
-            Output `[B, R * T, D]`; attention weights `[B, H, T, S]` of the last loop, over the shared KV if there is
+            Output `[B, R * Q, D]`; attention weights `[B, H, T, S]` of the last loop, over the shared KV if there is
             one (None for other loops, and from implementations that give none); shared key and value.
         """
-        num_positions = position_embeddings[0].shape[1]
+        num_positions = hidden_states.shape[1] // len(loops)
         own_loops = range(max(loops.start, self.first_own_loop), loops.stop)
-        own_rows = slice(hidden_states.shape[1] - len(own_loops) * num_positions, None)
+        own_keys = slice((len(loops) - len(own_loops)) * num_positions, None)
+        own_queries = slice((len(loops) - len(own_loops)) * num_outputs, None)
 
-        query = self.split_heads(self.q_proj(hidden_states))
-        query = rotate(self.q_norm(query) if self.config.qk_norm else query, position_embeddings)
+        query = self.split_heads(self.q_proj(tail(hidden_states, len(loops) * num_outputs)))
+        query = rotate(self.q_norm(query) if self.config.qk_norm else query, position_embeddings, num_outputs)
         if loops.start == 0 or own_loops:
             key = self.split_heads(self.k_proj(hidden_states))
-            key = rotate(self.k_norm(key) if self.config.qk_norm else key, position_embeddings)
+            key = rotate(self.k_norm(key) if self.config.qk_norm else key, position_embeddings, num_positions)
             value = self.split_heads(self.v_proj(hidden_states))
+        if loops.start == 0 and self.config.loop_attention != "own":
+            shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
+            if past_key_values is not None:
+                shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
         if own_loops:
-            own = self.own_key_value(key[:, :, own_rows], value[:, :, own_rows], own_loops, past_key_values)
+            own = loops_to_heads(key[:, :, own_keys], own_loops), loops_to_heads(value[:, :, own_keys], own_loops)
+            if past_key_values is not None:
+                num_tokens = position_embeddings[0].shape[1]
+                own = past_key_values.update_own(*own, self.layer_idx, own_loops, num_tokens)
 
+        kwargs["position_ids"] = tail(position_ids, num_outputs)
         if self.config.loop_attention == "own":
-            output, weights = self.attend_own(query, *own, len(loops), attention_mask, **kwargs)
+            output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
         else:
-            if loops.start == 0:
-                shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
-                if past_key_values is not None:
-                    shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
-            output, weights = self.attend_shared(query, shared_key, shared_value, len(loops), attention_mask, **kwargs)
+            output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
 
         if self.plt_gate is not None and own_loops:
-            query = query[:, :, own_rows]
-            gate = self.plt_gate(layer_input[:, own_rows], query).unsqueeze(-1)
+            query = query[:, :, own_queries]
+            gate = self.plt_gate(tail(layer_input, len(loops) * num_outputs)[:, own_queries], query).unsqueeze(-1)
             shared_weight, window_weight = gate.to(output.dtype), (1 - gate).to(output.dtype)
-            kwargs["sliding_window"] = self.config.sliding_window
-            window, _ = self.attend_own(query, *own, len(own_loops), sliding_attention_mask, **kwargs)
-            mixed = shared_weight * output[:, own_rows] + window_weight * window
-            output = mixed if own_rows.start == 0 else torch.cat((output[:, : own_rows.start], mixed), dim=1)
+            window = self.attend_window(query, *own, own_loops, sliding_attention_mask, **kwargs)
+            mixed = shared_weight * output[:, own_queries] + window_weight * window
+            output = mixed if own_queries.start == 0 else torch.cat((output[:, : own_queries.start], mixed), dim=1)
 
         weights = weights if loops.stop == self.config.num_loops else None
         return self.o_proj(output.flatten(2)), weights, shared_key, shared_value
@@ -146,36 +157,53 @@ class PLTAttention(nn.Module):
         """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`."""
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def own_key_value(
-        self, key: Tensor, value: Tensor, loops: range, past_key_values: Cache | None
-    ) -> tuple[Tensor, Tensor]:
-        """New `[B, Hkv, R * T, Dh]` -> what those loops see of their own, `[B, R * Hkv, n, Dh]`."""
-        key, value = loops_to_heads(key, len(loops)), loops_to_heads(value, len(loops))
-        if past_key_values is None:
-            return key, value
-        return past_key_values.update_own(key, value, self.layer_idx, loops)
-
     def attend_own(
-        self, query: Tensor, key: Tensor, value: Tensor, num_loops: int, mask: Tensor | None, **kwargs
+        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """Each loop on its own keys: loops are further heads, of queries and of keys.
 
-        `[B, H, R * T, Dh]` on `[B, R * Hkv, n, Dh]` -> `[B, R * T, H, Dh]`, weights of the last loop `[B, H, T, n]`.
+        `[B, H, R * Q, Dh]` on `[B, R * Hkv, n, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
         """
-        output, weights = self.attend(loops_to_heads(query, num_loops), key, value, mask, **kwargs)
-        output = output.unflatten(2, (num_loops, -1)).transpose(1, 2).flatten(1, 2)
-        return output, None if weights is None else weights.unflatten(1, (num_loops, -1))[:, -1]
+        output, weights = self.attend(loops_to_heads(query, loops), key, value, mask, **kwargs)
+        output = output.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
+        return output, None if weights is None else weights.unflatten(1, (len(loops), -1))[:, -1]
+
+    def attend_window(
+        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
+    ) -> Tensor:
+        """Each later loop on the window of its own keys, see `attend_own`."""
+        num_queries, num_seen = query.shape[2] // len(loops), self.config.sliding_window - 1
+        key, value = last_columns(key, num_seen + num_queries), last_columns(value, num_seen + num_queries)
+        if not (isinstance(mask, Tensor) and mask.dim() == 5):
+            kwargs["sliding_window"] = self.config.sliding_window
+            return self.attend_own(query, key, value, loops, mask, **kwargs)[0]
+        batch_size = query.shape[0]
+        folded = fold_blocks(query, key, value, mask)
+        return unfold_blocks(self.attend_own(*folded[:3], loops, folded[3], **kwargs)[0], batch_size, num_queries)
 
     def attend_shared(
-        self, query: Tensor, key: Tensor, value: Tensor, num_loops: int, mask: Tensor | None, **kwargs
+        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """All loops on the same keys: loops are further query heads of each KV head, so the keys are read once.
 
-        `[B, H, R * T, Dh]` on `[B, Hkv, S, Dh]` -> `[B, R * T, H, Dh]`, weights of the last loop `[B, H, T, S]`.
+        `[B, H, R * Q, Dh]` on `[B, Hkv, S, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, S]`.
         """
-        output, weights = self.attend(query.unflatten(2, (num_loops, -1)).flatten(1, 2), key, value, mask, **kwargs)
-        output = output.unflatten(2, (-1, num_loops)).movedim(3, 1).flatten(1, 2)
-        return output, None if weights is None else weights.unflatten(1, (-1, num_loops))[:, :, -1]
+        query = query.unflatten(2, (len(loops), -1)).flatten(1, 2)
+        output, weights = self.attend(query, key, value, mask, **kwargs)
+        output = output.unflatten(2, (-1, len(loops))).movedim(3, 1).flatten(1, 2)
+        return output, None if weights is None else weights.unflatten(1, (-1, len(loops)))[:, :, -1]
+
+    def cut_mask(self, mask: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
+        """The part of a mask for the last queries on the last keys."""
+        if is_dense(mask):
+            return mask[:, :, mask.shape[2] - num_queries :, mask.shape[3] - num_keys :]
+        if isinstance(mask, Tensor):
+            return tail(mask, num_keys)
+        if mask is None and 1 < num_queries < num_keys and self.config._attn_implementation == "sdpa":
+            # without a mask it would align the first query with the first key
+            visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=self.q_proj.weight.device)
+            return visible.tril(num_keys - num_queries)[None, None]
+        return mask
 
     def attend(
         self,
@@ -191,9 +219,9 @@ class PLTAttention(nn.Module):
         Queries `[B, heads, T, Dh]` on keys `[B, KV heads, n, Dh]` -> `[B, T, heads, Dh]`, weights `[B, heads, T, n]`.
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        mask = self.cut_mask(mask, query.shape[2], key.shape[2])
         kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
-        is_dense = mask is None or (isinstance(mask, Tensor) and mask.dim() == 4)
-        if query.shape[2] > 1 or not is_dense:
+        if query.shape[2] > 1 or not (mask is None or is_dense(mask)):
             # the cache has already cut the keys of a single position to its window
             kwargs["sliding_window"] = sliding_window if query.shape[2] > 1 else None
             return attention(self, query, key, value, mask, **kwargs)
@@ -205,12 +233,17 @@ class PLTAttention(nn.Module):
         return output, None if weights is None else weights.flatten(1, 2).unsqueeze(2)
 
 
-def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of `[B, heads, R * T, Dh]`; one position serves all R rows of a block of loops."""
-    cos, sin = (embedding.unsqueeze(1) for embedding in position_embeddings)
+def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_positions: int) -> Tensor:
+    """Rotary embedding of `[B, heads, R * T, Dh]` at the last T positions; a single one serves all R loops."""
+    cos, sin = (tail(embedding, num_positions).unsqueeze(1) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
 
 
-def loops_to_heads(states: Tensor, num_loops: int) -> Tensor:
+def loops_to_heads(states: Tensor, loops: range) -> Tensor:
     """`[B, heads, R * T, Dh]` -> `[B, R * heads, T, Dh]`."""
-    return states.unflatten(2, (num_loops, -1)).transpose(1, 2).flatten(1, 2)
+    return states.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
+
+
+def is_dense(mask: object) -> bool:
+    """Whether a mask has a row for each query, as those of `eager` and `sdpa`."""
+    return isinstance(mask, Tensor) and mask.dim() == 4

@@ -41,13 +41,16 @@ class WindowLayer(DynamicLayer):
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Append `[B, Hkv, T, Dh]` and return the columns that the T new queries may see, at most W - 1 + T."""
+    def update(self, key_states: Tensor, value_states: Tensor, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Append `[B, Hkv, T, Dh]` and return the columns that the T new queries may see, at most W - 1 + T.
+
+        With `num_tokens` above T, only the last T of so many tokens are given, and their windows lie among them.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys = torch.cat((self.keys, key_states), dim=-2)
         values = torch.cat((self.values, value_states), dim=-2)
-        self.cumulative_length += key_states.shape[-2]
+        self.cumulative_length += num_tokens or key_states.shape[-2]
         num_visible = self.num_kept + key_states.shape[-2]
         visible = last_columns(keys, num_visible), last_columns(values, num_visible)
         self.keys, self.values = (keys, values) if self.record_past else (self.trim(keys), self.trim(values))
@@ -104,11 +107,12 @@ class Carry:
         """Take over T tokens: states `[B, T, D]` at positions `[B, T]`."""
         num_columns = positions.shape[1] if self.record_past else 1
         states, positions = [state[:, -num_columns:] for state in states], positions[:, -num_columns:]
+        # a view of the last column would keep a whole prompt in memory
+        states, positions = [state.clone() for state in states], positions.clone()
         if self.record_past and self.positions is not None:
             states = [torch.cat(pair, dim=1) for pair in zip(self.states, states, strict=True)]
             positions = torch.cat((self.positions, positions), dim=1)
-        # a view of the last column would keep a whole prompt in memory
-        self.states, self.positions = [state.clone() for state in states], positions.clone()
+        self.states, self.positions = states, positions
 
     def crop(self, tokens_to_remove: int) -> None:
         """Go back to the token before the last `-tokens_to_remove`, and forget those before it.
@@ -122,10 +126,8 @@ class Carry:
         if num_left < 1:
             raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
         last = slice(num_left - 1, num_left)
-        self.states, self.positions = (
-            [state[:, last].clone() for state in self.states],
-            self.positions[:, last].clone(),
-        )
+        self.states = [state[:, last].clone() for state in self.states]
+        self.positions = self.positions[:, last].clone()
 
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat every row of the batch."""
@@ -183,7 +185,7 @@ class PLTCache(DynamicCache):
         return [layer for cache in (self, *self.later_loops) for layer in cache.layers]
 
     def update_own(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range, num_tokens: int
     ) -> tuple[Tensor, Tensor]:
         """Append the own keys and values of several loops and return what those loops see of their own.
 
@@ -191,15 +193,18 @@ class PLTCache(DynamicCache):
             key_states, value_states: `[B, len(loops) * Hkv, T, Dh]`, loop by loop.
             layer_idx: the decoder layer.
             loops: the loops they belong to.
+            num_tokens: how many tokens are new; windows take the last T of them.
 
         Returns:
             Keys and values `[B, len(loops) * Hkv, n, Dh]`.
         """
         caches = [self, *self.later_loops][loops.start : loops.stop]
         if len(caches) == 1:
-            return caches[0].update(key_states, value_states, layer_idx)
+            return caches[0].update(key_states, value_states, layer_idx, num_tokens)
         new = zip(key_states.chunk(len(loops), dim=1), value_states.chunk(len(loops), dim=1), strict=True)
-        seen = [cache.update(key, value, layer_idx) for cache, (key, value) in zip(caches, new, strict=True)]
+        seen = [
+            cache.update(key, value, layer_idx, num_tokens) for cache, (key, value) in zip(caches, new, strict=True)
+        ]
         return torch.cat([key for key, _ in seen], dim=1), torch.cat([value for _, value in seen], dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -23,15 +22,11 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import PLTAttention, PLTGate
 from .cache_plt import PLTCache
 from .configuration_plt import PLTConfig
-from .positions_plt import (
-    NO_POSITION,
-    count_positions,
-    ends_in_pads,
-    follows_previous,
-    has_gaps,
-    holds_several_documents,
-    mark_pads,
-)
+from .masks_plt import make_masks
+from .positions_plt import follows_previous, last_positions
+from .prefill_plt import needed_positions, tail
+
+RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 
 
 @dataclass
@@ -67,16 +62,25 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
             self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: Tensor, shared_key: Tensor | None, shared_value: Tensor | None, loops: range, **kwargs
+        self,
+        hidden_states: Tensor,
+        shared_key: Tensor | None,
+        shared_value: Tensor | None,
+        loops: range,
+        num_outputs: int,
+        **kwargs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Run one block `[B, rows, D]`, see `PLTAttention.forward`; returns it with the shared key and value.
+        """Run one block `[B, rows, D]`, see `PLTAttention.forward`, which may put out its last positions only.
+
+        Returns those with the shared key and value.
 
         Those travel as tensors, not through the cache, so that training needs none and checkpointing sees them.
         """
         normed = self.input_layernorm(hidden_states)
         attended, _, shared_key, shared_value = self.self_attn(
-            normed, hidden_states, shared_key, shared_value, loops, **kwargs
+            normed, hidden_states, shared_key, shared_value, loops, num_outputs, **kwargs
         )
+        hidden_states = tail(hidden_states, attended.shape[1])
         hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
         output = self.mlp(self.post_attention_layernorm(hidden_states))
         hidden_states = hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
@@ -146,19 +150,23 @@ class PLTModel(PLTPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_loop_hidden_states: bool = False,
+        num_outputs: int = 0,
         **kwargs,
     ) -> PLTModelOutputWithPast:
         """Run all loops over T tokens (paper section 3).
 
         Args:
             input_ids: `[B, T]`; or `inputs_embeds` `[B, T, D]`, which then are the embeddings of every loop.
-            attention_mask: `[B, S]`, 0 for pads. The real tokens of a row follow each other.
+            attention_mask: `[B, S]`, 0 for pads. The real tokens of a row follow each other. Or what `make_masks` made
+                of it.
             position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
                 any other position starts a sequence, as in packed documents. Absent, they are counted from the
                 mask, or from the length of the cache. In compiled code, packed documents must come without a mask.
             past_key_values: the cache of the tokens so far; extended in place.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
+            num_outputs: how many of the last positions are wanted of the last loop, 0 for all; what only others need
+                is not computed, see `needed_positions`, and every output has the positions that were.
             kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
                 `output_attentions`, `return_dict` as everywhere.
 
@@ -175,33 +183,25 @@ class PLTModel(PLTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
         self.refuse_unsupported(past_key_values, kwargs)
-        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_shapes(inputs_embeds, attention_mask, position_ids, num_past)
-        attention_mask = None if attention_mask is None else attention_mask != 0
-        has_positions = position_ids is not None
-        if position_ids is None:
-            num_tokens, device = inputs_embeds.shape[1], inputs_embeds.device
-            position_ids = count_positions(attention_mask, num_past, num_tokens, device)
-        token_positions = mark_pads(position_ids, attention_mask).expand(inputs_embeds.shape[0], -1)
+        masks = attention_mask  # ready-made by `generate` for compiled decoding
+        if not isinstance(masks, dict):
+            masks = make_masks(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
+        token_positions = masks["token_positions"]
         carry, last_position = self.start_from(past_key_values, inputs_embeds)
-        # tracing cannot read values, and decoding must not wait for them
-        if token_positions.shape[1] > 1 and not torch.compiler.is_compiling():
-            if attention_mask is not None:
-                refuse_gaps(attention_mask, past_key_values)
-            if has_positions and holds_several_documents(token_positions, last_position, attention_mask is not None):
-                # without a mask and a cache, transformers builds the masks of documents from their positions
-                attention_mask = None
-                note_documents(past_key_values, num_past)
-
+        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
+        position_ids = token_positions.clamp(min=0) if position_ids is None else position_ids
         kwargs |= {
-            # an empty cache adds nothing to a mask
-            **self.make_masks(inputs_embeds, attention_mask, token_positions, past_key_values if num_past else None),
+            "attention_mask": masks["full_attention"],
+            "sliding_attention_mask": masks["sliding_attention"],
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
             "position_ids": position_ids,
             "past_key_values": past_key_values,
         }
-        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
-        states = self.run_loops(inputs_embeds, carry, follows, **kwargs)
+        num_tokens = inputs_embeds.shape[1]
+        if past_key_values is not None and past_key_values.carry.record_past:
+            num_outputs = 0  # any of the tokens may be taken back
+        spans = needed_positions(self.config, num_tokens, num_outputs)
+        states = self.run_loops(inputs_embeds, carry, follows, spans, **kwargs)
         if past_key_values is not None:
             past_key_values.carry.write(states[: len(carry)], token_positions)
         loop_hidden_states = None
@@ -214,16 +214,17 @@ class PLTModel(PLTPreTrainedModel):
 
     def start_from(self, past_key_values: PLTCache | None, inputs_embeds: Tensor) -> tuple[list[Tensor], Tensor]:
         """The states `[B, 1, D]` that later loops start from, one each, and the position `[B, 1]` they belong to."""
-        if past_key_values is not None and past_key_values.carry.positions is not None:
-            carry = past_key_values.carry
-            return [state[:, -1:] for state in carry.states], carry.positions[:, -1:]
         batch_size, _, hidden_size = inputs_embeds.shape
+        last_position = last_positions(past_key_values, batch_size, inputs_embeds.device)
+        if past_key_values is not None and past_key_values.carry.positions is not None:
+            return [state[:, -1:] for state in past_key_values.carry.states], last_position
         num_carried = self.config.num_loops - 1 if self.config.loop_shift else 0
-        no_position = torch.full((batch_size, 1), NO_POSITION, device=inputs_embeds.device)
-        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried, no_position
+        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried, last_position
 
-    def run_loops(self, inputs_embeds: Tensor, carry: list[Tensor], follows: Tensor, **kwargs) -> list[Tensor]:
-        """Embeddings `[B, T, D]` -> what each of the L loops puts out, `[B, T, D]`.
+    def run_loops(
+        self, inputs_embeds: Tensor, carry: list[Tensor], follows: Tensor, spans: list[list[int]], **kwargs
+    ) -> list[Tensor]:
+        """Embeddings `[B, T, D]` -> what each of the L loops puts out, its last positions `[B, <= T, D]`.
 
         With the shift, the loops of a single position depend on the carry alone: they are the rows of one block.
         Several positions, or no shift, take the loops one after another.
@@ -231,70 +232,64 @@ class PLTModel(PLTPreTrainedModel):
         Args:
             carry: the states `[B, 1, D]` before the first position, of every loop but the last; none without a shift.
             follows: `[B, T, 1]`, whether a token continues the one before it, and so takes its state.
+            spans: how many of the last positions each loop and layer needs, see `needed_positions`.
         """
         config = self.config
-        num_positions = inputs_embeds.shape[1]
-        in_one_pass = config.loop_shift and num_positions == 1
+        in_one_pass = config.loop_shift and config.one_pass and inputs_embeds.shape[1] == 1
         blocks = [range(config.num_loops)] if in_one_pass else [range(i, i + 1) for i in range(config.num_loops)]
         states: list[Tensor] = []
         shared = [(None, None)] * config.num_hidden_layers
         for loops in blocks:
-            rows = [self.loop_input(loop_idx, inputs_embeds, states, carry, follows) for loop_idx in loops]
-            hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, **kwargs)
+            span = spans[loops.start]  # the same for all loops of one position
+            rows = [self.loop_input(loop_idx, span[0], inputs_embeds, states, carry, follows) for loop_idx in loops]
+            hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, span, **kwargs)
             hidden_states = self.norm(hidden_states) if config.loop_norm else hidden_states
-            states += hidden_states.unflatten(1, (len(loops), num_positions)).unbind(1)
+            states += hidden_states.unflatten(1, (len(loops), -1)).unbind(1)
         if not config.loop_norm:
             states[-1] = self.norm(states[-1])
         return states
 
     def loop_input(
-        self, loop_idx: int, inputs_embeds: Tensor, states: list[Tensor], carry: list[Tensor], follows: Tensor
+        self,
+        loop_idx: int,
+        num_positions: int,
+        inputs_embeds: Tensor,
+        states: list[Tensor],
+        carry: list[Tensor],
+        follows: Tensor,
     ) -> Tensor:
-        """What a loop starts from, `[B, T, D]`: E, then `a * E + b * shift(H)` of the loop before (paper 3.1)."""
+        """What a loop starts from at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper)."""
+        num_tokens = inputs_embeds.shape[1]
+        inputs_embeds, follows = tail(inputs_embeds, num_positions), tail(follows, num_positions)
         if loop_idx == 0:
             return inputs_embeds
         device = inputs_embeds.device  # with a device map, the states are where the last layer is
         if not self.config.loop_shift:
-            previous = states[loop_idx - 1].to(device)
+            previous = tail(states[loop_idx - 1], num_positions).to(device)
         else:
             previous = carry[loop_idx - 1].to(device)
-            if inputs_embeds.shape[1] > 1:
-                previous = torch.cat((previous, states[loop_idx - 1][:, :-1].to(device)), dim=1)
+            if num_tokens > 1:
+                previous = tail(torch.cat((previous, states[loop_idx - 1][:, :-1].to(device)), dim=1), num_positions)
             previous = previous.masked_fill(~follows, 0)
         scales = self if self.config.has_learned_scales else self.config
         return scales.embedding_scale * inputs_embeds + scales.hidden_scale * previous
 
-    def run_layers(self, hidden_states: Tensor, shared: list, loops: range, **kwargs) -> tuple[Tensor, list]:
-        """One pass of a block `[B, R * T, D]` through the stack; `shared` holds each layer's shared key and value."""
+    def run_layers(
+        self, hidden_states: Tensor, shared: list, loops: range, span: list[int], **kwargs
+    ) -> tuple[Tensor, list]:
+        """One pass of a block `[B, R * span[0], D]` through the stack, which narrows to `[B, R * span[N], D]`.
+
+        `shared` holds each layer's shared key and value.
+        """
         shared_out = []
-        num_positions = kwargs["position_ids"].shape[1]
-        for layer, (key, value) in zip(self.layers[: self.config.num_hidden_layers], shared, strict=True):
+        layers = self.layers[: self.config.num_hidden_layers]
+        for layer, (key, value), num_outputs in zip(layers, shared, span[1:], strict=True):
             layer_input = hidden_states
-            hidden_states, key, value = layer(layer_input, key, value, loops, **kwargs)
+            hidden_states, key, value = layer(layer_input, key, value, loops, num_outputs, **kwargs)
             shared_out.append((key, value))
             if loops.stop == self.config.num_loops:
-                self.last_loop_tap(layer_input[:, -num_positions:], hidden_states[:, -num_positions:])
+                self.last_loop_tap(tail(layer_input, num_outputs), tail(hidden_states, num_outputs))
         return hidden_states, shared_out
-
-    def make_masks(
-        self, inputs_embeds: Tensor, attention_mask: Tensor | None, token_positions: Tensor, cache: PLTCache | None
-    ) -> dict:
-        """The masks over all keys and over a later loop's window, as the attention implementation takes them."""
-        if token_positions.shape[1] == 1 and attention_mask is None:
-            return {}  # the last position sees everything that the cache holds
-        mask_kwargs = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": token_positions,
-        }
-        masks = {"attention_mask": create_causal_mask(past_key_values=cache, **mask_kwargs)}
-        if self.config.has_gate:
-            window_cache = None if cache is None else cache.later_loops[0]
-            masks["sliding_attention_mask"] = create_sliding_window_causal_mask(
-                past_key_values=window_cache, **mask_kwargs
-            )
-        return masks
 
     def refuse_unsupported(self, past_key_values: PLTCache | None, kwargs: dict) -> None:
         if "cache" in kwargs:
@@ -355,6 +350,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             logits_to_keep: the last so many positions (0 = all), or indices `[n]` or `[B, n]` of positions, or a bool
                 mask `[B, T]`, which gives logits `[number of True, V]`.
         """
+        keeps_last = isinstance(logits_to_keep, int) and labels is None and not self.training
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -362,6 +358,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            num_outputs=logits_to_keep if keeps_last and self.can_prune(kwargs) else 0,
             **kwargs,
         )
         logits = self.lm_head(select_positions(outputs.last_hidden_state, logits_to_keep))
@@ -376,6 +373,12 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             loop_hidden_states=outputs.loop_hidden_states,
         )
+
+    def can_prune(self, kwargs: dict) -> bool:
+        """Whether positions may be left out: nobody asks for their states, and masks can be cut to the others."""
+        if self.config._attn_implementation == "flex_attention":  # its block masks cannot be cut
+            return False
+        return not any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
@@ -403,50 +406,6 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         raise NotImplementedError(
             "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
             "later loops. Use `generate()`."
-        )
-
-
-def check_shapes(
-    inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int
-) -> None:
-    batch_size, num_tokens, _ = inputs_embeds.shape
-    if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, num_past + num_tokens):
-        raise ValueError(
-            "`attention_mask` must be [batch, cached + new tokens] with 1 for real tokens, "
-            f"{[batch_size, num_past + num_tokens]} here, got {list(attention_mask.shape)}."
-        )
-    # a comparison of tuples would not tie a traced length to the given one
-    if position_ids is not None and not (
-        position_ids.dim() == 2 and position_ids.shape[0] in (1, batch_size) and position_ids.shape[1] == num_tokens
-    ):
-        raise ValueError(
-            f"`position_ids` must be [batch, new tokens], {[batch_size, num_tokens]} here, got "
-            f"{list(position_ids.shape)}."
-        )
-
-
-def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCache | None) -> None:
-    """Refuse pads between real tokens; close a cache behind which real tokens would come after pads."""
-    if has_gaps(attention_mask):
-        raise NotImplementedError(
-            "`attention_mask` has pads between real tokens, which is not supported: they would stand between a token "
-            "and the one it follows, and fill the windows. Pad on the left; pack documents without a mask. (Without a "
-            "mask, `generate` takes every token that equals `pad_token_id` for a pad.)"
-        )
-    if past_key_values is not None and ends_in_pads(attention_mask):
-        past_key_values.why_closed = "it ends in pads, and tokens behind them are not supported. Pad on the left."
-
-
-def note_documents(past_key_values: PLTCache | None, num_past: int) -> None:
-    """Refuse packed documents behind a filled cache; close an empty one, because it cannot be continued."""
-    if num_past > 0:
-        raise NotImplementedError(
-            "`position_ids` start a new document behind a filled cache; pack documents in one forward without a cache."
-        )
-    if past_key_values is not None:
-        past_key_values.why_closed = (
-            "it holds several documents packed into one row, or padded rows that came without an `attention_mask`, "
-            "and new tokens would attend to all of them."
         )
 
 

@@ -6,6 +6,7 @@ B batch, T new tokens.
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
 
@@ -25,9 +26,21 @@ def mark_pads(position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     return torch.where(is_real, position_ids, NO_POSITION)
 
 
+def last_positions(past_key_values: Cache | None, batch_size: int, device: torch.device) -> Tensor:
+    """The position `[B, 1]` of the last token in a `PLTCache`; NO_POSITION if there is none."""
+    if past_key_values is not None and past_key_values.carry.positions is not None:
+        return past_key_values.carry.positions[:, -1:]
+    return torch.full((batch_size, 1), NO_POSITION, device=device)
+
+
+def previous_positions(token_positions: Tensor, last_position: Tensor) -> Tensor:
+    """The position of the token before each of `[B, T]`, in the tensor or at `last_position` `[B, 1]`."""
+    return torch.cat((last_position, token_positions[:, :-1]), dim=1)
+
+
 def follows_previous(token_positions: Tensor, last_position: Tensor) -> Tensor:
     """Whether each token `[B, T]` continues the token before it, in the tensor or at `last_position` `[B, 1]`."""
-    return token_positions == torch.cat((last_position, token_positions[:, :-1]), dim=1) + 1
+    return token_positions == previous_positions(token_positions, last_position) + 1
 
 
 # The following read values, and so wait for the device: only forwards of several tokens call them.
@@ -35,10 +48,10 @@ def follows_previous(token_positions: Tensor, last_position: Tensor) -> Tensor:
 
 def holds_several_documents(token_positions: Tensor, last_position: Tensor, has_mask: bool) -> bool:
     """Whether a token of `[B, T]` does not continue the one before it, other than at pads that a mask hides."""
-    previous = torch.cat((last_position, token_positions[:, :-1]), dim=1)
-    breaks = token_positions != previous + 1
+    breaks = ~follows_previous(token_positions, last_position)
     breaks[:, :1] &= last_position != NO_POSITION  # the first token of all continues none
     if has_mask:
+        previous = previous_positions(token_positions, last_position)
         breaks &= (token_positions != NO_POSITION) & (previous != NO_POSITION)
     return bool(breaks.any())
 
