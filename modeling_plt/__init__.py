@@ -5,6 +5,7 @@ from conversion_plt.published import PublishedPLTConfig
 
 from .cache_plt import PLTCache
 from .modeling_plt import PLTForCausalLM, PLTModel
+from .static_cache_plt import PLTStaticCache
 
 # saving copies the code into the folder
 PLTConfig.register_for_auto_class()
@@ -16,4 +17,4 @@ AutoConfig.register(PublishedPLTConfig.model_type, PublishedPLTConfig)
 AutoModel.register(PLTConfig, PLTModel)
 AutoModelForCausalLM.register(PLTConfig, PLTForCausalLM)
 
-__all__ = ["PLTCache", "PLTForCausalLM", "PLTModel"]
+__all__ = ["PLTCache", "PLTForCausalLM", "PLTModel", "PLTStaticCache"]

@@ -130,13 +130,18 @@ class PLTAttention(nn.Module):
             shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
             if past_key_values is not None:
                 shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
+        num_tokens = position_embeddings[0].shape[1]
         if own_loops:
             own = loops_to_heads(key[:, :, own_keys], own_loops), loops_to_heads(value[:, :, own_keys], own_loops)
             if past_key_values is not None:
-                num_tokens = position_embeddings[0].shape[1]
                 own = past_key_values.update_own(*own, self.layer_idx, own_loops, num_tokens)
 
         kwargs["position_ids"] = tail(position_ids, num_outputs)
+        if attention_mask is None and num_outputs < num_tokens and self.config._attn_implementation == "sdpa":
+            # without a mask it aligns the first query with the first key
+            keys = own[0] if self.config.loop_attention == "own" else shared_key
+            visible = torch.ones(num_outputs, keys.shape[2], dtype=torch.bool, device=keys.device)
+            attention_mask = visible.tril(num_tokens - num_outputs)[None, None]
         if self.config.loop_attention == "own":
             output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
         else:
@@ -199,10 +204,6 @@ class PLTAttention(nn.Module):
             return mask[:, :, mask.shape[2] - num_queries :, mask.shape[3] - num_keys :]
         if isinstance(mask, Tensor):
             return tail(mask, num_keys)
-        if mask is None and 1 < num_queries < num_keys and self.config._attn_implementation == "sdpa":
-            # without a mask it would align the first query with the first key
-            visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=self.q_proj.weight.device)
-            return visible.tril(num_keys - num_queries)[None, None]
         return mask
 
     def attend(

@@ -141,7 +141,25 @@ class Carry:
             self.positions = self.positions.index_select(0, rows.to(self.positions.device))
 
 
-class PLTCache(DynamicCache):
+class PLTCacheMixin:
+    """What a cache for a PLT knows besides its states."""
+
+    # taking tokens back is not always possible, if at all
+    is_croppable = False
+
+    def note_config(self, config) -> None:
+        """Remember which models can read the cache."""
+        self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
+        self.why_closed: str | None = None  # why no token can follow, if so
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the states held."""
+        layers = [layer for layer in self.all_layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) + self.carry.nbytes
+
+
+class PLTCache(PLTCacheMixin, DynamicCache):
     """Cache of a PLT whose memory grows with the sequence in loop 0 only (paper section 3.2).
 
     - the layers of the cache itself hold loop 0: the shared KV `[B, Hkv, S, Dh]`, one per decoder layer;
@@ -156,9 +174,6 @@ class PLTCache(DynamicCache):
         config: the `PLTConfig` of the model that will fill the cache.
     """
 
-    # taking tokens back needs `activate_past_recording` first, so it is not always possible
-    is_croppable = False
-
     def __init__(self, config):
         super().__init__(config=config)
         num_layers, num_later = config.num_hidden_layers, config.num_loops - 1
@@ -170,14 +185,7 @@ class PLTCache(DynamicCache):
         elif config.loop_attention == "own":
             self.later_loops = [Cache([DynamicLayer() for _ in range(num_layers)]) for _ in range(num_later)]
         self.carry = Carry()
-        self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
-        self.why_closed: str | None = None  # why no token can follow, if so
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all the states held."""
-        layers = [layer for layer in self.all_layers if layer.is_initialized]
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) + self.carry.nbytes
+        self.note_config(config)
 
     @property
     def all_layers(self) -> list[DynamicLayer]:

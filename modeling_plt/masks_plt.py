@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_plt import PLTCache
+from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .positions_plt import (
     count_positions,
@@ -30,7 +30,7 @@ def make_masks(
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    past_key_values: PLTCache | None,
+    past_key_values: PLTCacheMixin | None,
 ) -> dict[str, Tensor | None]:
     """Everything that one forward needs to know of padding, documents and the tokens before.
 
@@ -60,6 +60,7 @@ def make_masks(
     last_position = last_positions(past_key_values, batch_size, inputs_embeds.device)
     # tracing cannot read values, and decoding must not wait for them
     if num_tokens > 1 and not torch.compiler.is_compiling():
+        refuse_overflow(past_key_values, num_past, num_tokens)
         has_mask = attention_mask is not None
         if has_mask:
             refuse_gaps(attention_mask, past_key_values)
@@ -105,7 +106,7 @@ def sequence_starts(
 
 
 def visible_in_window(
-    config: PLTConfig, starts: Tensor, num_past: int | Tensor, past_key_values: PLTCache | None
+    config: PLTConfig, starts: Tensor, num_past: int | Tensor, past_key_values: PLTCacheMixin | None
 ) -> Tensor:
     """Which of its own keys a later loop sees: `window_mask`, or for one token behind a ring, `ring_mask`.
 
@@ -185,7 +186,13 @@ def check_shapes(
         )
 
 
-def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCache | None) -> None:
+def refuse_overflow(past_key_values: PLTCacheMixin | None, num_past: int | Tensor, num_tokens: int) -> None:
+    room = -1 if past_key_values is None else past_key_values.get_max_length()
+    if 0 <= room < num_past + num_tokens:
+        raise ValueError(f"The static cache holds {room} tokens, {int(num_past) + num_tokens} are wanted.")
+
+
+def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCacheMixin | None) -> None:
     """Refuse pads between real tokens; close a cache behind which real tokens would come after pads."""
     if has_gaps(attention_mask):
         raise NotImplementedError(
@@ -197,7 +204,7 @@ def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCache | None) -> Non
         past_key_values.why_closed = "it ends in pads, and tokens behind them are not supported. Pad on the left."
 
 
-def note_documents(past_key_values: PLTCache | None, num_past: int | Tensor) -> None:
+def note_documents(past_key_values: PLTCacheMixin | None, num_past: int | Tensor) -> None:
     """Refuse packed documents behind a filled cache; close an empty one, because it cannot be continued."""
     if num_past > 0:
         raise NotImplementedError(

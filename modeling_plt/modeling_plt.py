@@ -20,11 +20,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
-from .cache_plt import PLTCache
+from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .masks_plt import make_masks
+from .masks_plt import DENSE, make_masks
 from .positions_plt import follows_previous, last_positions
 from .prefill_plt import needed_positions, tail
+from .static_cache_plt import PLTStaticCache
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 
@@ -105,6 +106,7 @@ class PLTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _supports_context_parallel = False
+    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(LastLoopTap, index=0),
         "attentions": OutputRecorder(PLTAttention, index=1),
@@ -146,7 +148,7 @@ class PLTModel(PLTPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: PLTCache | None = None,
+        past_key_values: PLTCacheMixin | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_loop_hidden_states: bool = False,
@@ -212,7 +214,7 @@ class PLTModel(PLTPreTrainedModel):
             last_hidden_state=states[-1], past_key_values=past_key_values, loop_hidden_states=loop_hidden_states
         )
 
-    def start_from(self, past_key_values: PLTCache | None, inputs_embeds: Tensor) -> tuple[list[Tensor], Tensor]:
+    def start_from(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> tuple[list[Tensor], Tensor]:
         """The states `[B, 1, D]` that later loops start from, one each, and the position `[B, 1]` they belong to."""
         batch_size, _, hidden_size = inputs_embeds.shape
         last_position = last_positions(past_key_values, batch_size, inputs_embeds.device)
@@ -291,7 +293,7 @@ class PLTModel(PLTPreTrainedModel):
                 self.last_loop_tap(tail(layer_input, num_outputs), tail(hidden_states, num_outputs))
         return hidden_states, shared_out
 
-    def refuse_unsupported(self, past_key_values: PLTCache | None, kwargs: dict) -> None:
+    def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, kwargs: dict) -> None:
         if "cache" in kwargs:
             raise NotImplementedError(
                 "Continuous batching is not supported: its paged cache has no place for the carry and the windows "
@@ -301,10 +303,11 @@ class PLTModel(PLTPreTrainedModel):
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
         if past_key_values is None:
             return
-        if not isinstance(past_key_values, PLTCache):
+        if not isinstance(past_key_values, PLTCacheMixin):
             raise TypeError(
-                f"`past_key_values` must be a `PLTCache`, got `{type(past_key_values).__name__}`, which has no place "
-                "for the carry and the windows of later loops. (Prefix tuning passes such a cache: not supported.)"
+                "`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got "
+                f"`{type(past_key_values).__name__}`, which has no place for the carry and for later loops' windows. "
+                "(Prefix tuning passes such a cache: not supported.)"
             )
         for name, value in past_key_values.made_for.items():
             if value != getattr(self.config, name):
@@ -314,6 +317,11 @@ class PLTModel(PLTPreTrainedModel):
                 )
         if past_key_values.why_closed is not None:
             raise NotImplementedError(f"`past_key_values` cannot be continued: {past_key_values.why_closed}")
+        if past_key_values.is_compileable and self.config._attn_implementation not in DENSE:
+            raise NotImplementedError(
+                f"A `PLTStaticCache` needs a mask over its whole memory, which {' and '.join(DENSE)} take, but not "
+                f"`{self.config._attn_implementation}`."
+            )
         if self.gradient_checkpointing and self.training:
             raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
 
@@ -336,7 +344,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: PLTCache | None = None,
+        past_key_values: PLTCacheMixin | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -382,20 +390,38 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
-        wanted = generation_config.cache_implementation
-        if wanted not in (None, "dynamic"):
+        wanted, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        if wanted not in (None, "dynamic", "static"):
             raise NotImplementedError(
-                f"`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, holds the carry "
-                "and the windows of later loops."
+                f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
+                "`PLTStaticCache`, hold the carry and the windows of later loops."
             )
-        if isinstance(model_kwargs.get("past_key_values"), PLTCache) and not generation_config.is_assistant:
-            model_kwargs["past_key_values"].stop_past_recording()
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+        if isinstance(given, PLTCache) and not generation_config.is_assistant:
+            given.stop_past_recording()
+        if given is None and generation_config.use_cache is not False and wanted != "static":
             model_kwargs["past_key_values"] = PLTCache(self.config)
             if generation_config.is_assistant:
                 model_kwargs["past_key_values"].activate_past_recording()
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
+
+    def _prepare_static_cache(
+        self, cache_implementation, batch_size, max_cache_len, prefill_chunk_size, model_kwargs
+    ) -> PLTStaticCache:
+        """Give `generate` a `PLTStaticCache`, as long as the longest so far, so that compiled code fits again."""
+        self._previous_max_cache_length = max(max_cache_len, getattr(self, "_previous_max_cache_length", 0))
+        cache = PLTStaticCache(self.config, self._previous_max_cache_length)
+        shape = None if prefill_chunk_size is None else self._get_static_cache_init_shape()
+        if shape is not None:  # chunked prefill is compiled
+            cache.early_initialization(batch_size, *shape, dtype=self.dtype, device=self.device)
+        return cache
+
+    @staticmethod
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
+    ) -> dict[str, Tensor | None]:
+        """What `generate` prepares outside of a compiled step: the masks, whose inputs grow with every token."""
+        return make_masks(config, inputs_embeds, attention_mask, position_ids, past_key_values)
 
     @property
     def init_continuous_batching(self):

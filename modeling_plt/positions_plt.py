@@ -11,10 +11,12 @@ from transformers.cache_utils import Cache
 NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
 
 
-def count_positions(attention_mask: Tensor | None, num_past: int, num_tokens: int, device: torch.device) -> Tensor:
+def count_positions(
+    attention_mask: Tensor | None, num_past: int | Tensor, num_tokens: int, device: torch.device
+) -> Tensor:
     """Positions `[B or 1, T]` when none are given: real tokens so far, or all tokens so far without a mask."""
     if attention_mask is None:
-        return torch.arange(num_past, num_past + num_tokens, device=device).unsqueeze(0)
+        return (num_past + torch.arange(num_tokens, device=device)).unsqueeze(0)
     return (attention_mask.to(device).long().cumsum(dim=-1) - 1).clamp(min=0)[:, -num_tokens:]
 
 

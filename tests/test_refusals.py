@@ -12,9 +12,9 @@ from modeling_plt import PLTCache
 @pytest.mark.parametrize("make", [lambda config: DynamicCache(), lambda config: StaticCache(config, 20)])
 def test_a_foreign_cache_is_refused(make):
     model = tiny_model()
-    with pytest.raises(TypeError, match="must be a `PLTCache`, got"):
+    with pytest.raises(TypeError, match="must be a `PLTCache` or a `PLTStaticCache`, got"):
         model(tiny_ids(1, 4), past_key_values=make(model.config))
-    with pytest.raises(TypeError, match="must be a `PLTCache`, got"):
+    with pytest.raises(TypeError, match="must be a `PLTCache` or a `PLTStaticCache`, got"):
         model.generate(tiny_ids(1, 4), past_key_values=make(model.config), max_new_tokens=2)
 
 
@@ -40,7 +40,7 @@ def test_prefix_tuning_is_refused():
         model(tiny_ids(1, 4))
 
 
-@pytest.mark.parametrize("name", ["quantized", "static", "offloaded", "offloaded_static"])
+@pytest.mark.parametrize("name", ["quantized", "offloaded", "offloaded_static"])
 def test_other_cache_implementations_are_refused(name):
     with pytest.raises(NotImplementedError, match=f"cache_implementation='{name}'"):
         tiny_model().generate(tiny_ids(1, 4), cache_implementation=name, max_new_tokens=2)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PLT cache at fixed addresses, with its lengths in tensors, for compiled decoding.
+
+B batch, L loops, T new tokens, R loops in a call, W sliding window, Hkv KV heads, Dh head_dim, D hidden.
+"""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import StaticCache, StaticLayer
+
+from .cache_plt import Carry, PLTCacheMixin
+from .positions_plt import NO_POSITION
+
+
+class StaticLoops(StaticLayer):
+    """The own keys and values of several loops in one decoder layer, `[B, loops * Hkv, max_cache_len, Dh]`.
+
+    Loops are heads, so that all loops of a token are written and read at once. The last loop to be updated completes
+    the tokens: it advances `cumulative_length`.
+    """
+
+    def __init__(self, max_cache_len: int, loops: range):
+        super().__init__(max_cache_len=max_cache_len)
+        self.loops = loops
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for all loops; the given `[B, Hkv, T, Dh]` are those of one."""
+        keys = key_states.repeat(1, len(self.loops), 1, 1)
+        super().lazy_initialization(keys, value_states.repeat(1, len(self.loops), 1, 1))
+
+    def update_loops(self, key: Tensor, value: Tensor, loops: range, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Append `[B, R * Hkv, T, Dh]` of the given loops, and return what they see, `[B, R * Hkv, n, Dh]`."""
+        num_heads = key.shape[1] // len(loops)
+        if not self.is_initialized:
+            self.lazy_initialization(key[:, :num_heads], value[:, :num_heads])
+        heads = slice((loops.start - self.loops.start) * num_heads, (loops.stop - self.loops.start) * num_heads)
+        columns = self.cumulative_length + torch.arange(num_tokens, device=key.device)
+        seen = self.write(self.keys[:, heads], key, columns), self.write(self.values[:, heads], value, columns)
+        if loops.stop == self.loops.stop:
+            self.cumulative_length.add_(num_tokens)
+        return seen
+
+    def write(self, stored: Tensor, new: Tensor, columns: Tensor) -> Tensor:
+        """Put `[B, heads, T, Dh]` at its columns `[T]`; returns all that is stored."""
+        stored.index_copy_(2, columns, new)
+        return stored
+
+
+class RingLayer(StaticLoops):
+    """The windows of the later loops in one decoder layer: column c is at c modulo W, `[B, (L - 1) * Hkv, W, Dh]`."""
+
+    is_sliding = True
+
+    def write(self, stored: Tensor, new: Tensor, columns: Tensor) -> Tensor:
+        """Put the last of the T columns into the ring and return what their queries see.
+
+        That is the ring itself for a single token, else the W - 1 columns before the tokens and theirs, in order. Of T
+        tokens, `new` may hold only the last, whose windows then lie among them.
+        """
+        window = self.max_cache_len
+        before = (columns[:1] - torch.arange(window - 1, 0, -1, device=columns.device)) % window
+        seen = stored if len(columns) == 1 else torch.cat((stored.index_select(2, before), new), dim=2)
+        num_kept = min(window, new.shape[2])
+        stored.index_copy_(2, columns[-num_kept:] % window, new[:, :, -num_kept:])
+        return seen
+
+
+class StaticCarry(Carry):
+    """A carry of one column that is written in place."""
+
+    def lazy_initialization(self, states: list[Tensor], positions: Tensor) -> None:
+        """Allocate for states like `[B, any, D]` and positions like `[B, any]`."""
+        self.states = [state.new_zeros(state.shape[0], 1, state.shape[2]) for state in states]
+        self.positions = positions.new_full((positions.shape[0], 1), NO_POSITION)  # which no token follows
+        if not torch.compiler.is_compiling():
+            for part in (*self.states, self.positions):
+                torch._dynamo.mark_static_address(part)
+
+    def write(self, states: list[Tensor], positions: Tensor) -> None:
+        """Take over T tokens: states `[B, T, D]` at positions `[B, T]`."""
+        if self.positions is None:
+            self.lazy_initialization(states, positions)
+        for own, state in zip(self.states, states, strict=True):
+            own.copy_(state[:, -1:])
+        self.positions.copy_(positions[:, -1:])
+
+
+class PLTStaticCache(PLTCacheMixin, StaticCache):
+    """A `PLTCache` of fixed size, for `generate(cache_implementation="static")` and compiled decode steps.
+
+    - the layers of the cache itself hold loop 0's shared KV `[B, Hkv, max_cache_len, Dh]`, or with
+      `loop_attention="own"` the full keys and values of all loops, as further heads;
+    - `windows` holds the later loops' windows, one ring per decoder layer;
+    - `carry` as in `PLTCache`.
+
+    Nothing is ever reallocated and no length is a Python number, so a compiled step is traced once. Memory is taken
+    for the batch of the first forward. Rows can be reordered (beam search), tokens cannot be taken back.
+
+    Args:
+        config: the `PLTConfig` of the model that will fill the cache.
+        max_cache_len: how many tokens it can hold, prompt included.
+
+    Raises:
+        ValueError: `max_cache_len` is not a number above 0.
+    """
+
+    def __init__(self, config, max_cache_len: int):
+        if max_cache_len < 1:
+            raise ValueError(f"`max_cache_len` must be at least 1, got {max_cache_len}.")
+        super().__init__(config=config, max_cache_len=max_cache_len)
+        layers, later = range(config.num_hidden_layers), range(1, config.num_loops)
+        if config.loop_attention == "own":
+            self.layers = [StaticLoops(max_cache_len, range(config.num_loops)) for _ in layers]
+        has_windows = config.loop_attention == "gated_window" and later
+        self.windows = [RingLayer(config.sliding_window, later) for _ in layers] if has_windows else []
+        self.carry = StaticCarry()
+        self.carried = len(later) if config.loop_shift else 0, config.hidden_size
+        self.note_config(config)
+
+    @property
+    def all_layers(self) -> list[StaticLayer]:
+        """Everything that holds keys and values."""
+        return [*self.layers, *self.windows]
+
+    def update_own(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range, num_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `PLTCache.update_own`."""
+        layer = (self.windows or self.layers)[layer_idx]
+        return layer.update_loops(key_states, value_states, loops, num_tokens)
+
+    def early_initialization(
+        self, batch_size: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Allocate everything for a batch, before the first forward, so that that may be compiled too."""
+        empty = torch.zeros(batch_size, num_heads, 0, head_dim, dtype=dtype, device=device)
+        for layer in self.all_layers:
+            layer.lazy_initialization(empty, empty)
+        num_states, hidden_size = self.carried
+        state = torch.zeros(batch_size, 1, hidden_size, dtype=dtype, device=device)
+        self.carry.lazy_initialization([state] * num_states, state[..., 0].long())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replace the batch by these rows of it, in place."""
+        parts = [part for layer in self.all_layers for part in (layer.keys, layer.values)]
+        for part in (*parts, *self.carry.states, self.carry.positions):
+            part.copy_(part.index_select(0, beam_idx.to(part.device)))
+
+    def reset(self) -> None:
+        """Forget the tokens; the memory stays where it is."""
+        for layer in self.all_layers:
+            layer.cumulative_length.zero_()
+        if self.carry.positions is not None:
+            self.carry.positions.fill_(NO_POSITION)
+        self.why_closed = None
+
+    def activate_past_recording(self) -> None:
+        raise NotImplementedError(
+            "A `PLTStaticCache` cannot take tokens back, which assisted decoding and prompt lookup do. Use `PLTCache`."
+        )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, see `activate_past_recording`."""
+        self.activate_past_recording()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise NotImplementedError("The batch of a `PLTStaticCache` is fixed; use a `PLTCache`.")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        raise NotImplementedError("The batch of a `PLTStaticCache` is fixed; use a `PLTCache`.")
