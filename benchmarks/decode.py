@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Milliseconds per decoded token, by batch size and context length."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -28,17 +29,20 @@ def greedy_steps(model: PreTrainedModel, batch_size: int, context: int) -> Calla
     return sample
 
 
+def measure_point(
+    models: dict[Row, PreTrainedModel], batch_size: int, context: int, rounds: int, device: torch.device
+) -> list[Timed]:
+    """All rows at one batch size and context; their caches are in memory together until it returns."""
+    samples = {row.name: greedy_steps(model, batch_size, context) for row, model in models.items()}
+    description = f"Decoding, batch {batch_size}, context {context}"
+    timings = time_interleaved(samples, rounds, device, description, per_sample=TOKENS)
+    return [Timed(row, {"batch": batch_size, "context": context}, timings[row.name]) for row in models]
+
+
 def measure_decoding(
     weights: SharedWeights, rows: list[Row], batch_sizes: tuple[int, ...], contexts: tuple[int, ...], rounds: int
 ) -> list[Timed]:
-    """The caches of all rows are in memory together, one pair of batch size and context after another."""
     models = {row: weights.build(row) for row in rows}
-    timed = []
-    for batch_size in batch_sizes:
-        for context in contexts:
-            samples = {row.name: greedy_steps(model, batch_size, context) for row, model in models.items()}
-            description = f"Decoding, batch {batch_size}, context {context}"
-            timings = time_interleaved(samples, rounds, weights.setup.device, description, per_sample=TOKENS)
-            point = {"batch": batch_size, "context": context}
-            timed += [Timed(row, point, timings[row.name]) for row in rows]
-    return timed
+    points = itertools.product(batch_sizes, contexts)
+    device = weights.setup.device
+    return [timed for point in points for timed in measure_point(models, *point, rounds, device)]

@@ -13,7 +13,6 @@ from benchmarks_plt.prefill import measure_prefill
 from benchmarks_plt.report import Section
 from benchmarks_plt.rows import PUBLISHED, Row
 from benchmarks_plt.sizes import Sweep
-from benchmarks_plt.timing import Timed
 from benchmarks_plt.train import measure_training
 
 
@@ -34,7 +33,7 @@ def rounds_note(rounds: int, what: str) -> str:
 
 def decode_section(run: Run) -> Section:
     sweep = run.sweep
-    timed = measure_decoding_of(run)
+    timed = decode.measure_decoding(run.weights, run.rows, sweep.batch_sizes, sweep.contexts, sweep.decode_rounds)
     records = [item.record("ms per token") | {"published ratio": item.row.published_ms_ratio} for item in timed]
     what = (
         f"In each, a row decodes {decode.TOKENS} tokens greedily behind a cache that was filled with random keys and "
@@ -42,11 +41,6 @@ def decode_section(run: Run) -> Section:
     )
     notes = [rounds_note(sweep.decode_rounds, what), f"Published: {PUBLISHED}."]
     return Section("decode", "Decoding", records, notes)
-
-
-def measure_decoding_of(run: Run) -> list[Timed]:
-    sweep = run.sweep
-    return decode.measure_decoding(run.weights, run.rows, sweep.batch_sizes, sweep.contexts, sweep.decode_rounds)
 
 
 def loops_section(run: Run) -> Section:
