@@ -15,7 +15,7 @@ import torch
 
 from benchmarks_plt.cache_bytes import measured, theory
 from benchmarks_plt.cli import main
-from benchmarks_plt.decode import TOKENS, greedy_steps
+from benchmarks_plt.decode import TOKENS, greedy_steps, measure_decoding
 from benchmarks_plt.filled_cache import fill, new_cache
 from benchmarks_plt.models import Setup, SharedWeights, empty_model, row_config
 from benchmarks_plt.plots import plot_prefill, rendered
@@ -145,6 +145,28 @@ def test_what_is_derived_from_ratios(results):
         assert record["ratio to passes x plain"] == record["ratio to plain"] / num_passes
     for record in results["loops"]:
         assert record["parallel efficiency"] == 1 / record["ratio to plain"]
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "point"), [("cache", "bytes, measured", "context"), ("memory", "peak, MB", "phase")]
+)
+def test_ratios_of_bytes_are_to_plain_at_the_same_point(results, section, value, point):
+    plain = {record[point]: record[value] for record in results[section] if record["row"] == "plain"}
+    for record in results[section]:
+        assert record["ratio to plain"] == pytest.approx(record[value] / plain[record[point]])
+
+
+def test_cells_read_well():
+    values = {
+        None: "",
+        "plain": "plain",
+        4608: "4608",
+        2.0: "2",
+        1.01367: "1.014",
+        0.98765: "0.9877",
+        12345.6: "12346",
+    }
+    assert {value: cell(value) for value in values} == values
 
 
 def test_published_ratios_stand_beside_the_measured_ones(results):
@@ -302,6 +324,21 @@ def test_a_filled_cache_is_like_one_that_a_prompt_filled(row, context):
     if isinstance(real, PLTCache):
         assert torch.equal(real.carry.positions, filled.carry.positions)
         assert [state.shape for state in real.carry.states] == [state.shape for state in filled.carry.states]
+
+
+def test_decoding_is_timed_per_token(monkeypatch):
+    asked = []
+
+    def timer(samples, rounds, device, description, per_sample):
+        asked.append((list(samples), rounds, per_sample, description))
+        return {name: Timing([1.0], [1.0]) for name in samples}
+
+    monkeypatch.setattr("benchmarks_plt.decode.time_interleaved", timer)
+    timed = measure_decoding(SharedWeights(TINY), [PLAIN, ROWS["plt-2"]], (1, 3), (5,), rounds=2)
+    assert [item.point for item in timed] == [{"batch": batch, "context": 5} for batch in (1, 1, 3, 3)]
+    assert [names + [rounds, per_sample] for names, rounds, per_sample, _ in asked] == [
+        ["plain", "plt-2", 2, TOKENS]
+    ] * 2
 
 
 @every_row
