@@ -59,7 +59,7 @@ class Sweep:
 
 
 TINY = Sweep((1, 2), (16, 32), (8, 16, 32), 16, decode_rounds=3, prefill_rounds=3, train_rounds=3)
-ON_CPU = Sweep((1, 4), (512, 4608), (64, 128, 256), 64, decode_rounds=5, prefill_rounds=3, train_rounds=3)
+ON_CPU = Sweep((1, 4), (256, 2048), (64, 128, 256), 64, decode_rounds=3, prefill_rounds=3, train_rounds=3)
 ON_GPU = Sweep(
     (1, 4, 8), (512, 4608), (128, 512, 2048, 8192), 2048, decode_rounds=15, prefill_rounds=10, train_rounds=10
 )
