@@ -20,7 +20,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $(VENV)/constraints.txt
 	# modules are compiled when first imported: compiling all of them here takes a minute
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint $(VENV)/constraints.txt \
-		--editable '.[train,eval,convert,dev]'
+		--editable '.[train,eval,convert,bench,dev]'
 	touch $@
 
 # Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop;

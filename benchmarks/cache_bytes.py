@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes of the KV cache, the formula beside what a filled cache holds.
+
+L loops, N layers, S tokens in the cache, W sliding window, D hidden.
+"""
+
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+
+from benchmarks_plt.filled_cache import fill, new_cache
+from benchmarks_plt.models import Setup, row_config
+from benchmarks_plt.rows import Row
+from configuration_plt import PLTConfig
+from modeling_plt import PLTCache
+
+CONTEXTS = (512, 1024, 2048, 4608)  # beside those that decoding starts from
+POSITION_BYTES = 8  # of the carry's position id
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of one sequence's cache, and the ratio of the measured ones to the plain row's."""
+
+    row: Row
+    context: int
+    theory: int
+    measured: int
+    ratio: float
+
+    def record(self) -> dict:
+        return {
+            "row": self.row.name,
+            "context": self.context,
+            "bytes, theory": self.theory,
+            "bytes, measured": self.measured,
+            "ratio to plain": self.ratio,
+            "published ratio": self.row.published_cache_ratio,
+        }
+
+
+def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
+    """What the paper's design needs for one sequence of S tokens.
+
+    PLT: `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + (L - 1) * D` elements; a loop without shared KV keeps L * S
+    columns; the position id tells a new token whether it continues the carry.
+    """
+    column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    if not isinstance(config, PLTConfig):
+        return element_size * column * context
+    num_later = config.num_loops - 1
+    later_columns = {
+        "own": context,
+        "shared": 0,
+        "gated_window": min(context, config.sliding_window - 1),
+    }[config.loop_attention]
+    num_carried = num_later if config.loop_shift else 0
+    elements = column * (context + num_later * later_columns) + num_carried * config.hidden_size
+    return element_size * elements + POSITION_BYTES
+
+
+def measured(cache: Cache) -> int:
+    """What the tensors of a filled cache take."""
+    if isinstance(cache, PLTCache):
+        return cache.nbytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def measure_cache(setup: Setup, rows: list[Row], contexts: tuple[int, ...]) -> list[CacheBytes]:
+    """One cache at a time, batch 1; the first row is plain."""
+    results = []
+    for context in tqdm(sorted({*contexts, *CONTEXTS}), desc="Filling caches", unit="context"):
+        plain = None
+        for row in rows:
+            config = row_config(setup.fields, row)
+            num_bytes = measured(fill(new_cache(config), config, 1, context, setup.device, setup.dtype))
+            plain = plain or num_bytes
+            expected = theory(config, context, setup.dtype.itemsize)
+            results.append(CacheBytes(row, context, expected, num_bytes, num_bytes / plain))
+    return results

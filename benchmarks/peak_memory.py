@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of a row alone: each runs in a process of its own, which holds nothing else.
+
+On a GPU, what PyTorch allocated on it at most. On a CPU, the largest resident set of the process, in which Python and
+the libraries count in. The processes are forks of one that has imported what they need, and done nothing: a process
+that this one started directly would count this one's peak as its own.
+"""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks_plt.models import Setup, SharedWeights
+from benchmarks_plt.random_ids import random_ids
+from benchmarks_plt.rows import PLAIN, Row
+from benchmarks_plt.train import training_step
+
+TOKENS = 4  # decoded behind the prompt
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes; the ratio is to the plain row's."""
+
+    row: Row
+    phase: str
+    num_tokens: int
+    weights: int
+    peak: int
+    ratio: float
+
+    def record(self) -> dict:
+        return {
+            "row": self.row.name,
+            "phase": self.phase,
+            "tokens": self.num_tokens,
+            "weights, MB": self.weights / 1e6,
+            "peak, MB": self.peak / 1e6,
+            "ratio to plain": self.ratio,
+        }
+
+
+@torch.inference_mode()
+def generate(weights: SharedWeights, row: Row, num_tokens: int) -> None:
+    model, token, cache = weights.build(row), random_ids(num_tokens, weights.setup), None
+    for _ in range(1 + TOKENS):
+        output = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+
+
+def train(weights: SharedWeights, row: Row, num_tokens: int) -> None:
+    training_step(weights.build(row), random_ids(num_tokens, weights.setup))()
+
+
+PHASES: dict[str, Callable[[SharedWeights, Row, int], None]] = {"prefill and decode": generate, "training": train}
+
+
+def run_alone(setup: Setup, row: Row, phase: str, num_tokens: int, num_threads: int) -> tuple[int, int]:
+    """Bytes of the weights, and at the peak, in a process that has done nothing before."""
+    torch.set_num_threads(num_threads)
+    weights = SharedWeights(setup)
+    PHASES[phase](weights, row, num_tokens)
+    held = sum(tensor.nbytes for tensor in weights.tensors.values())
+    if setup.device.type == "cuda":
+        return held, torch.cuda.max_memory_allocated(setup.device)
+    return held, RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure_memory(setup: Setup, rows: list[Row], prompt_length: int, train_length: int) -> list[PeakMemory]:
+    """Batch 1; the first row is plain."""
+    results = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    lengths = dict(zip(PHASES, (prompt_length, train_length), strict=True))
+    jobs = [(row, phase) for phase in PHASES for row in rows]
+    plain: dict[str, int] = {}
+    for row, phase in tqdm(jobs, desc="Peak memory", unit="process"):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            job = pool.submit(run_alone, setup, row, phase, lengths[phase], torch.get_num_threads())
+            held, peak = job.result()
+        if row == PLAIN:
+            plain[phase] = peak
+        results.append(PeakMemory(row, phase, lengths[phase], held, peak, peak / plain[phase]))
+    return results
