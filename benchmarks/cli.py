@@ -34,6 +34,7 @@ READ_BY = {
     "prompt_lengths": {"prefill", "memory"},
     "train_length": {"train", "memory"},
     "rounds": {"decode", "loops", "prefill", "train"},
+    "compile": {"decode", "loops"},
 }
 
 
@@ -60,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument("--attn-implementation", choices=ATTENTION, default="sdpa", help="default: sdpa")
+    parser.add_argument(
+        "--compile", action="store_true", default=None, help="decode with static caches and compiled steps"
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=positive, metavar="N", help="of decoding; loops: the first")
     parser.add_argument(
         "--contexts", nargs="+", type=positive, metavar="N", help="tokens in the cache; loops: the first"
@@ -152,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    setup = Setup(fields, device, dtype, args.attn_implementation)
+    setup = Setup(fields, device, dtype, args.attn_implementation, compiled=bool(args.compile))
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         setting = describe(shlex.join(["plt-bench", *arguments]), args.size, setup)

@@ -6,15 +6,18 @@ B batch, L loops, S tokens in the cache, Hkv KV heads, Dh head_dim, D hidden.
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.configuration_utils import PreTrainedConfig
 
 from configuration_plt import PLTConfig
-from modeling_plt import PLTCache
+from modeling_plt import PLTCache, PLTStaticCache
 
 
-def new_cache(config: PreTrainedConfig) -> Cache:
-    """An empty cache of the kind that the model of this config makes for itself."""
+def new_cache(config: PreTrainedConfig, max_cache_len: int | None = None) -> Cache:
+    """An empty cache of the kind that the model of this config makes for itself, or a static one of that length."""
+    if max_cache_len is not None:
+        kind = PLTStaticCache if isinstance(config, PLTConfig) else StaticCache
+        return kind(config, max_cache_len)
     return PLTCache(config) if isinstance(config, PLTConfig) else DynamicCache(config=config)
 
 
@@ -47,5 +50,5 @@ def fill_layer(cache: PLTCache, config: PLTConfig, key: Tensor, value: Tensor, l
         if config.has_gate:
             own_loops = range(1, config.num_loops)
     if own_loops:
-        num_loops = len(own_loops)
-        cache.update_own(key.repeat(1, num_loops, 1, 1), value.repeat(1, num_loops, 1, 1), layer_idx, own_loops)
+        key, value = (states.repeat(1, len(own_loops), 1, 1) for states in (key, value))
+        cache.update_own(key, value, layer_idx, own_loops, key.shape[2])

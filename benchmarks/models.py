@@ -25,6 +25,7 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     attn_implementation: str
+    compiled: bool = False  # decode with a static cache and a compiled step
 
 
 def row_config(fields: dict, row: Row) -> PreTrainedConfig:

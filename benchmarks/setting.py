@@ -30,8 +30,9 @@ class Setting:
     transformers: str
     package: str
     python: str
+    decoding: str
     method: str = (
-        f"random weights; eager; {WARMUP_ROUNDS} warm-up round, then in each round every row once, the device "
+        f"random weights; {WARMUP_ROUNDS} warm-up rounds, then in each round every row once, the device "
         "synchronised before and after; medians over rounds, and medians of each round's ratio to the plain row"
     )
 
@@ -53,6 +54,7 @@ class Setting:
             f"Numbers: {self.dtype}, attention by {self.attn_implementation}",
             f"Software: torch {self.torch}, transformers {self.transformers}, parallel-loop-transformer "
             f"{self.package}, Python {self.python}",
+            f"Decoding: {self.decoding}",
             f"Method: {self.method}",
         ]
 
@@ -71,6 +73,7 @@ def describe(command: str, size: str, setup: Setup) -> Setting:
         transformers=transformers.__version__,
         package=version("parallel-loop-transformer"),
         python=platform.python_version(),
+        decoding="static cache and a compiled step" if setup.compiled else "dynamic cache, eager",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -303,12 +304,7 @@ class PLTModel(PLTPreTrainedModel):
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
         if past_key_values is None:
             return
-        if not isinstance(past_key_values, PLTCacheMixin):
-            raise TypeError(
-                "`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got "
-                f"`{type(past_key_values).__name__}`, which has no place for the carry and for later loops' windows. "
-                "(Prefix tuning passes such a cache: not supported.)"
-            )
+        refuse_foreign(past_key_values)
         for name, value in past_key_values.made_for.items():
             if value != getattr(self.config, name):
                 raise ValueError(
@@ -391,6 +387,8 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
         wanted, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        if given is not None:
+            refuse_foreign(given)
         if wanted not in (None, "dynamic", "static"):
             raise NotImplementedError(
                 f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
@@ -432,6 +430,15 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         raise NotImplementedError(
             "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
             "later loops. Use `generate()`."
+        )
+
+
+def refuse_foreign(past_key_values: Cache) -> None:
+    if not isinstance(past_key_values, PLTCacheMixin):
+        raise TypeError(
+            f"`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got `{type(past_key_values).__name__}`, "
+            "which has no place for the carry and the windows of later loops. (Prefix tuning passes such a cache: not "
+            "supported.)"
         )
 
 
