@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 from .blocks_plt import fold_blocks, unfold_blocks
 from .cache_plt import last_columns
 from .configuration_plt import PLTConfig
+from .linear_plt import PLTLinear
 from .prefill_plt import tail
 
 
@@ -72,10 +73,10 @@ class PLTAttention(nn.Module):
         self.first_own_loop = {"own": 0, "gated_window": 1, "shared": config.num_loops}[config.loop_attention]
 
         query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = PLTLinear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.o_proj = PLTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
         if config.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)

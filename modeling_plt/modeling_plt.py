@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -23,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import PLTAttention, PLTGate
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
+from .linear_plt import PLTLinear
 from .masks_plt import DENSE, make_masks
 from .positions_plt import follows_previous, last_positions
 from .prefill_plt import needed_positions, tail
@@ -49,13 +51,27 @@ class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
     loop_hidden_states: tuple[Tensor, ...] | None = None
 
 
+class PLTMLP(nn.Module):
+    """Llama's MLP."""
+
+    def __init__(self, config: PLTConfig):
+        super().__init__()
+        self.gate_proj = PLTLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = PLTLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = PLTLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
 class PLTDecoderLayer(GradientCheckpointingLayer):
     """A Llama layer that hands loop 0's keys and values to the later loops."""
 
     def __init__(self, config: PLTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = PLTAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
+        self.mlp = PLTMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.sandwich_norm = config.sandwich_norm
@@ -331,7 +347,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PLTModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = PLTLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

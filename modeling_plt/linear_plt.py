@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear maps of the few rows of a decode step on a CPU, with weights that are read once for all of them."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+MOST_ROWS = 8  # beyond, libraries read weights once too
+BLOCK = 2048  # terms that inductor still adds up in registers
+
+
+class PLTLinear(nn.Linear):
+    """`nn.Linear` to which a few rows cost little more than one, on a CPU.
+
+    Libraries take two rows for a matrix and need twice the time of one, in float32 as in bfloat16; the loops of a
+    token are such rows. On other devices, for many rows, and for weights that quantizers or parallel training have
+    replaced, it is `nn.Linear`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        num_rows = math.prod(input.shape[:-1])
+        is_few = isinstance(num_rows, int) and 0 < num_rows <= MOST_ROWS  # a traced length is no int
+        if not (is_few and input.is_cpu and type(self.weight) is nn.Parameter):
+            return linear(input, self.weight, self.bias)
+        rows = input.reshape(num_rows, -1)
+        if torch.compiler.is_dynamo_compiling():
+            output = add_up_rows(self.weight, rows)
+        elif num_rows > 1 and input.dtype == torch.float32:
+            output = (self.weight @ rows.t()).t()  # the same product, for which libraries have a kernel
+        else:
+            return linear(input, self.weight, self.bias)
+        output = output if self.bias is None else output + self.bias
+        return output.unflatten(0, input.shape[:-1])
+
+
+def add_up_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """`[out, in]`, `[R, in]` -> `[R, out]`, as sums that inductor fuses into one loop over the weights."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    # a row too many, because inductor stores what it concatenates; it would recompute the rows for every output
+    rows = torch.cat((rows.to(dtype), torch.zeros_like(rows[:1], dtype=dtype)))[:-1]
+    block = weight.shape[1]
+    while block > BLOCK and block % 2 == 0:
+        block //= 2
+    terms, rows = weight.to(dtype).unflatten(1, (-1, block)), rows.unflatten(1, (-1, block))
+    return torch.stack([(terms * row).sum(dim=-1).sum(dim=-1) for row in rows.unbind(0)]).to(weight.dtype)
