@@ -139,10 +139,8 @@ class PLTAttention(nn.Module):
 
         kwargs["position_ids"] = tail(position_ids, num_outputs)
         if attention_mask is None and num_outputs < num_tokens and self.config._attn_implementation == "sdpa":
-            # without a mask it aligns the first query with the first key
             keys = own[0] if self.config.loop_attention == "own" else shared_key
-            visible = torch.ones(num_outputs, keys.shape[2], dtype=torch.bool, device=keys.device)
-            attention_mask = visible.tril(num_tokens - num_outputs)[None, None]
+            attention_mask = last_queries(num_outputs, num_tokens, keys)
         if self.config.loop_attention == "own":
             output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
         else:
@@ -244,6 +242,15 @@ def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_posit
 def loops_to_heads(states: Tensor, loops: range) -> Tensor:
     """`[B, heads, R * T, Dh]` -> `[B, R * heads, T, Dh]`."""
     return states.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
+
+
+def last_queries(num_queries: int, num_tokens: int, key: Tensor) -> Tensor:
+    """The causal mask `[1, 1, Q, n]` of the last of T queries, on keys `[B, heads, n, Dh]` that start with those of T.
+
+    Without it, `sdpa` would align the first of the queries with the first key.
+    """
+    visible = torch.ones(num_queries, key.shape[2], dtype=torch.bool, device=key.device)
+    return visible.tril(num_tokens - num_queries)[None, None]
 
 
 def is_dense(mask: object) -> bool:

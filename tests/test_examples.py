@@ -98,7 +98,7 @@ def readme_blocks():
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("block", readme_blocks(), ids=["generate", "train", "published"])
+@pytest.mark.parametrize("block", readme_blocks(), ids=["generate", "compile", "train", "published"])
 def test_readme_code_runs(folder, block):
     published = ROOT / "tests/data/loopcoder_v2"  # in place of the hub id
     run(folder, "-c", block.replace("Multilingual-Multimodal-NLP/LoopCoder-V2", str(published)))
