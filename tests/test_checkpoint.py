@@ -111,7 +111,7 @@ def test_a_folder_saved_from_a_part_maps_every_auto_class(tmp_path, what):
 
 
 def test_with_the_package_auto_classes_need_no_remote_code(tmp_path):
-    model, input_ids = tiny_model(num_loops=3), tiny_ids(1, 7)
+    model, input_ids = tiny_model(num_loops=3), tiny_ids(1, 12)
     model.save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is PLTConfig
     assert type(AutoModel.from_pretrained(tmp_path)) is PLTModel
