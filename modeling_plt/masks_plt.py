@@ -41,9 +41,9 @@ def make_masks(
         past_key_values: the cache, before the tokens are added.
 
     Returns:
-        `token_positions` `[B, T]`, see `mark_pads`; `full_attention` over all keys, and `sliding_attention` over a
-        later loop's own keys, as the attention implementation takes them, None where it needs none. For `eager` and
-        `sdpa` the latter is in blocks, see `window_mask`.
+        `token_positions` `[B, T]`, see `mark_pads`; `follows` `[B, T]`, see `follows_previous`; `full_attention` over
+        all keys, and `sliding_attention` over a later loop's own keys, as the attention implementation takes them,
+        None where it needs none. For `eager` and `sdpa` the latter is in blocks, see `window_mask`.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -58,6 +58,7 @@ def make_masks(
         positions = count_positions(attention_mask, num_past, num_tokens, inputs_embeds.device)
     token_positions = mark_pads(positions, attention_mask).expand(batch_size, -1)
     last_position = last_positions(past_key_values, batch_size, inputs_embeds.device)
+    follows = follows_previous(token_positions, last_position)
     # tracing cannot read values, and decoding must not wait for them
     if num_tokens > 1 and not torch.compiler.is_compiling():
         refuse_overflow(past_key_values, num_past, num_tokens)
@@ -69,7 +70,7 @@ def make_masks(
             attention_mask = None
             note_documents(past_key_values, num_past)
 
-    masks = {"token_positions": token_positions, "full_attention": None, "sliding_attention": None}
+    masks = {"token_positions": token_positions, "follows": follows, "full_attention": None, "sliding_attention": None}
     is_static = past_key_values is not None and past_key_values.is_compileable
     if num_tokens == 1 and attention_mask is None and not is_static:
         return masks  # the last position sees everything that the cache holds
@@ -83,7 +84,7 @@ def make_masks(
     }
     masks["full_attention"] = create_causal_mask(past_key_values=past_key_values, **mask_kwargs)
     if config.has_gate and config._attn_implementation in DENSE:
-        starts = sequence_starts(token_positions, last_position, num_past, attention_mask)
+        starts = sequence_starts(follows, num_past, attention_mask)
         visible = visible_in_window(config, starts, num_past, past_key_values)
         masks["sliding_attention"] = as_mask(visible, config, inputs_embeds.dtype)
     elif config.has_gate:
@@ -92,14 +93,11 @@ def make_masks(
     return masks
 
 
-def sequence_starts(
-    token_positions: Tensor, last_position: Tensor, num_past: int | Tensor, attention_mask: Tensor | None
-) -> Tensor:
+def sequence_starts(follows: Tensor, num_past: int | Tensor, attention_mask: Tensor | None) -> Tensor:
     """The column `[B, T]` where each token's sequence starts: the token itself, unless it follows another.
 
     Columns count everything that the cache has seen, pads too. The mask tells where a cached sequence starts.
     """
-    follows = follows_previous(token_positions, last_position)
     columns = num_past + torch.arange(follows.shape[1], device=follows.device)
     first = 0 if attention_mask is None else attention_mask.to(follows.device).long().argmax(dim=1, keepdim=True)
     return torch.where(follows, first, columns).cummax(dim=1).values

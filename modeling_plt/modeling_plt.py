@@ -26,7 +26,6 @@ from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .linear_plt import PLTLinear
 from .masks_plt import DENSE, make_masks
-from .positions_plt import follows_previous, last_positions
 from .prefill_plt import needed_positions, tail
 from .static_cache_plt import PLTStaticCache
 
@@ -206,8 +205,7 @@ class PLTModel(PLTPreTrainedModel):
         if not isinstance(masks, dict):
             masks = make_masks(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
         token_positions = masks["token_positions"]
-        carry, last_position = self.start_from(past_key_values, inputs_embeds)
-        follows = follows_previous(token_positions, last_position).unsqueeze(-1)
+        carry = self.start_from(past_key_values, inputs_embeds)
         position_ids = token_positions.clamp(min=0) if position_ids is None else position_ids
         kwargs |= {
             "attention_mask": masks["full_attention"],
@@ -220,7 +218,7 @@ class PLTModel(PLTPreTrainedModel):
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
         spans = needed_positions(self.config, num_tokens, num_outputs)
-        states = self.run_loops(inputs_embeds, carry, follows, spans, **kwargs)
+        states = self.run_loops(inputs_embeds, carry, masks["follows"].unsqueeze(-1), spans, **kwargs)
         if past_key_values is not None:
             past_key_values.carry.write(states[: len(carry)], token_positions)
         loop_hidden_states = None
@@ -231,14 +229,13 @@ class PLTModel(PLTPreTrainedModel):
             last_hidden_state=states[-1], past_key_values=past_key_values, loop_hidden_states=loop_hidden_states
         )
 
-    def start_from(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The states `[B, 1, D]` that later loops start from, one each, and the position `[B, 1]` they belong to."""
-        batch_size, _, hidden_size = inputs_embeds.shape
-        last_position = last_positions(past_key_values, batch_size, inputs_embeds.device)
+    def start_from(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
+        """The states `[B, 1, D]` that later loops start from, one each."""
         if past_key_values is not None and past_key_values.carry.positions is not None:
-            return [state[:, -1:] for state in past_key_values.carry.states], last_position
+            return [state[:, -1:] for state in past_key_values.carry.states]
+        batch_size, _, hidden_size = inputs_embeds.shape
         num_carried = self.config.num_loops - 1 if self.config.loop_shift else 0
-        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried, last_position
+        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried
 
     def run_loops(
         self, inputs_embeds: Tensor, carry: list[Tensor], follows: Tensor, spans: list[list[int]], **kwargs
