@@ -2,7 +2,6 @@
 """The command `plt-bench`."""
 
 import argparse
-import ast
 import dataclasses
 import shlex
 import signal
@@ -21,7 +20,7 @@ from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import FIELDS_OF_ROWS, LLAMA, PLAIN, ROW_MEANINGS, ROWS, Row
 from benchmarks_plt.setting import describe
 from benchmarks_plt.sizes import SIZES, SWEEPS, Sweep
-from configuration_plt import PLTConfig
+from configuration_plt.assignments import parse_assignments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -104,18 +103,15 @@ def read_device(parser: argparse.ArgumentParser, text: str | None) -> torch.devi
 
 
 def read_fields(parser: argparse.ArgumentParser, size: str, assignments: list[str]) -> dict:
-    """Fields of PLTConfig for all rows; values as Python reads them, or else as strings."""
-    fields = dict(SIZES[size])
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator or name not in PLTConfig.__dataclass_fields__:
-            parser.error(f"--set takes FIELD=VALUE with a field of PLTConfig, got {assignment!r}")
-        if name in FIELDS_OF_ROWS:
+    """Fields of PLTConfig for all rows."""
+    try:
+        changes = parse_assignments(assignments)
+    except ValueError as error:
+        parser.error(f"--set {error}")
+    for name in FIELDS_OF_ROWS:
+        if name in changes:
             parser.error(f"--set cannot change {name}: each row has its own")
-        try:
-            fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[name] = value
+    fields = SIZES[size] | changes
     try:
         row_config(fields, PLAIN)
     except StrictDataclassError as error:

@@ -2,7 +2,7 @@
 """Plots that also read without colour: every line has a marker and a dash pattern of its own."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -53,6 +53,14 @@ def powers_of_two(axes: Axes, ticks: Iterable[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def lines_by_row(results: list) -> Iterator[tuple[str, list, dict]]:
+    """For each row of the results, its name, its results, and the style of its line; plain's is black."""
+    names = list(dict.fromkeys(item.row.name for item in results))
+    for number, name in enumerate(names):
+        black = {"color": "black", "linewidth": 2} if name == PLAIN.name else {}
+        yield name, [item for item in results if item.row.name == name], style(number, len(names)) | black
+
+
 def plot_loops(results: list[Looped], headline: str) -> Figure:
     """Latency against loops."""
     point = ", ".join(f"{name} {value}" for name, value in results[0].timed.point.items())
@@ -75,11 +83,8 @@ def plot_loops(results: list[Looped], headline: str) -> Figure:
 def plot_prefill(results: list[Timed], headline: str) -> Figure:
     """Time to first token against prompt length."""
     figure, axes = new_axes(headline, "Prefill, batch 1", "prompt length, tokens", "time to first token, ms (median)")
-    names = list(dict.fromkeys(item.row.name for item in results))
-    for number, name in enumerate(names):
-        items = [item for item in results if item.row.name == name]
+    for name, items, line_style in lines_by_row(results):
         lengths, medians = [item.point["prompt"] for item in items], [item.timing.median for item in items]
-        line_style = style(number, len(names)) | ({"color": "black", "linewidth": 2} if name == PLAIN.name else {})
         axes.errorbar(
             lengths, medians, yerr=spread([item.timing for item in items]), capsize=3, label=name, **line_style
         )
@@ -94,10 +99,7 @@ def plot_prefill(results: list[Timed], headline: str) -> Figure:
 def plot_cache(results: list[CacheBytes], headline: str) -> Figure:
     """Bytes of the cache against context."""
     figure, axes = new_axes(headline, "KV cache of one sequence", "context, tokens", "measured size, MB")
-    names = list(dict.fromkeys(item.row.name for item in results))
-    for number, name in enumerate(names):
-        items = [item for item in results if item.row.name == name]
-        line_style = style(number, len(names)) | ({"color": "black", "linewidth": 2} if name == PLAIN.name else {})
+    for name, items, line_style in lines_by_row(results):
         axes.plot([item.context for item in items], [item.measured / 1e6 for item in items], label=name, **line_style)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

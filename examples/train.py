@@ -9,7 +9,6 @@ files or hub ids instead. `--set` changes any field of `PLTConfig`. Beside the m
 """
 
 import argparse
-import ast
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
+from configuration_plt.assignments import parse_assignments
 from conversion_plt.beside import written_beside
 from modeling_plt import PLTForCausalLM
 
@@ -50,17 +50,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_fields(assignments: list[str]) -> dict:
-    """`["num_loops=3", "loop_attention='own'"]` -> values as Python reads them, or else as strings."""
-    fields = {}
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator or name not in PLTConfig.__dataclass_fields__:
-            raise SystemExit(f"`--set` takes FIELD=VALUE with a field of PLTConfig, got {assignment!r}.")
-        try:
-            fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[name] = value
-    return fields
+    """Fields of PLTConfig, or the end of the program."""
+    try:
+        return parse_assignments(assignments)
+    except ValueError as error:
+        raise SystemExit(f"`--set` {error}.") from None
 
 
 def check_output(output: Path) -> None:
