@@ -19,12 +19,12 @@ def decode_step(model: PreTrainedModel, compiled: bool) -> Callable:
     """The model's forward, or one graph of it."""
     if not compiled:
         return model
-    # each row is another graph of the same code
-    torch._dynamo.config.recompile_limit = 1000
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-    return torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
+    # each row is another graph of the same code
+    return torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode, isolate_recompiles=True)
 
 
+@torch.inference_mode()
 def greedy_steps(
     model: PreTrainedModel, batch_size: int, context: int, max_cache_len: int | None = None
 ) -> Callable[[], None]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 MOST_ROWS = 8  # beyond, libraries read weights once too
-BLOCK = 2048  # terms that inductor still adds up in registers
+BLOCK = 4096  # terms that inductor adds up in registers; of more it makes a cascade of sums
+OUTPUTS = 2  # added up side by side: the memory has more reads to serve at a time
 
 
 class PLTLinear(nn.Linear):
@@ -44,5 +45,8 @@ def add_up_rows(weight: Tensor, rows: Tensor) -> Tensor:
     block = weight.shape[1]
     while block > BLOCK and block % 2 == 0:
         block //= 2
+    outputs = OUTPUTS if weight.shape[0] % OUTPUTS == 0 else 1
     terms, rows = weight.to(dtype).unflatten(1, (-1, block)), rows.unflatten(1, (-1, block))
-    return torch.stack([(terms * row).sum(dim=-1).sum(dim=-1) for row in rows.unbind(0)]).to(weight.dtype)
+    parts = terms.unflatten(0, (outputs, -1)).unbind(0)
+    sums = [(part * row).sum(dim=-1).sum(dim=-1) for row in rows.unbind(0) for part in parts]
+    return torch.cat(sums).unflatten(0, (len(rows), -1)).to(weight.dtype)
