@@ -32,7 +32,7 @@ class Setting:
     python: str
     decoding: str
     method: str = (
-        f"random weights; {WARMUP_ROUNDS} warm-up rounds, then in each round every row once, the device "
+        f"random weights; {WARMUP_ROUNDS} warm-up round, then in each round every row once, the device "
         "synchronised before and after; medians over rounds, and medians of each round's ratio to the plain row"
     )
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from benchmarks_plt.rows import PLAIN, Row
 
-WARMUP_ROUNDS = 2  # a compiled step is recorded in its second
+WARMUP_ROUNDS = 1  # in which a sample decodes several tokens: a compiled step is recorded in its second call
 
 
 @dataclass(frozen=True)

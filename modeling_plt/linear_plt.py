@@ -48,5 +48,7 @@ def add_up_rows(weight: Tensor, rows: Tensor) -> Tensor:
     outputs = OUTPUTS if weight.shape[0] % OUTPUTS == 0 else 1
     terms, rows = weight.to(dtype).unflatten(1, (-1, block)), rows.unflatten(1, (-1, block))
     parts = terms.unflatten(0, (outputs, -1)).unbind(0)
-    sums = [(part * row).sum(dim=-1).sum(dim=-1) for row in rows.unbind(0) for part in parts]
+    sums = [(part * row).sum(dim=-1) for row in rows.unbind(0) for part in parts]
+    # inductor would copy sums over one block
+    sums = [total.squeeze(-1) if total.shape[1] == 1 else total.sum(dim=-1) for total in sums]
     return torch.cat(sums).unflatten(0, (len(rows), -1)).to(weight.dtype)
