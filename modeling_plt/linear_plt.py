@@ -30,7 +30,8 @@ class PLTLinear(nn.Linear):
         if torch.compiler.is_dynamo_compiling():
             output = add_up_rows(self.weight, rows)
         elif num_rows > 1 and input.dtype == torch.float32:
-            output = (self.weight @ rows.t()).t()  # the same product, for which libraries have a kernel
+            # the same product, for which libraries have a kernel, if each row's numbers lie side by side
+            output = (self.weight @ rows.contiguous().t()).t()
         else:
             return linear(input, self.weight, self.bias)
         output = output if self.bias is None else output + self.bias

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_ids, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_plt.linear_plt import MOST_ROWS, PLTLinear
 
@@ -31,6 +32,22 @@ def test_few_rows_equal_many(compiled, dtype, bias, size):
         output = run(inputs)
         assert output.dtype == dtype and output.shape == (*shape, 10)
         torch.testing.assert_close(output.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_a_chain_of_products_reads_rows_in_order():
+    """What a product puts out lies column by column; as rows of the next product that would cost twice the time."""
+    first, second = PLTLinear(64, 48, bias=False), PLTLinear(48, 64, bias=False)
+    seen = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default:
+                seen.append(args[1].stride())
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Products():
+        second(torch.nn.functional.silu(first(torch.randn(1, 2, 64))))
+    assert seen == [(1, 64), (1, 48)]
 
 
 def test_other_kinds_of_weights_go_to_torch(monkeypatch):
