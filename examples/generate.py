@@ -27,7 +27,7 @@ def random_model():
     from modeling_plt import PLTForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return PLTForCausalLM(PLTConfig(vocab_size=256, **sizes))
+    return PLTForCausalLM(PLTConfig(vocab_size=256, eos_token_id=None, **sizes))  # no byte ends a text
 
 
 def main() -> None:
