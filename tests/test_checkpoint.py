@@ -123,14 +123,14 @@ def test_with_the_package_auto_classes_need_no_remote_code(tmp_path):
 
 
 def test_sharded_weights_reload(tmp_path):
-    model, input_ids = tiny_model(num_loops=3), tiny_ids(1, 7)
+    model, input_ids = tiny_model(num_loops=3), tiny_ids(1, 12)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     reloaded = PLTForCausalLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], tensor), name
-    # products of few rows round by where weights lie in memory, which a shard's offsets decide
-    torch.testing.assert_close(reloaded(input_ids).logits, model(input_ids).logits, rtol=0, atol=2e-5)
+    # more tokens than few rows, whose products round by where weights lie in memory
+    assert torch.equal(reloaded(input_ids).logits, model(input_ids).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
