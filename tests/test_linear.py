@@ -14,11 +14,15 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("size", [24, 8192, 5633], ids=["one block", "blocks", "no blocks"])
-def test_few_rows_equal_many(compiled, dtype, bias, size):
+@pytest.mark.parametrize(
+    "size, outputs",
+    [(24, 10), (8192, 10), (5633, 10), (24, 11)],
+    ids=["one block", "blocks", "no blocks", "odd outputs"],
+)
+def test_few_rows_equal_many(compiled, dtype, bias, size, outputs):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
-    layer = PLTLinear(size, 10, bias=bias)
+    layer = PLTLinear(size, outputs, bias=bias)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / size**0.5)
@@ -30,7 +34,7 @@ def test_few_rows_equal_many(compiled, dtype, bias, size):
             inputs.double(), layer.weight.double(), layer.bias.double() if bias else None
         )
         output = run(inputs)
-        assert output.dtype == dtype and output.shape == (*shape, 10)
+        assert output.dtype == dtype and output.shape == (*shape, outputs)
         torch.testing.assert_close(output.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
