@@ -69,6 +69,11 @@ class PLTAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
+        # reading a config costs as much as a small kernel
+        self.num_loops = config.num_loops
+        self.loop_attention = config.loop_attention
+        self.sliding_window = config.sliding_window
+        self.attention_dropout = config.attention_dropout
         # which loops attend to keys of their own: every loop, the later ones within a window, or none
         self.first_own_loop = {"own": 0, "gated_window": 1, "shared": config.num_loops}[config.loop_attention]
 
@@ -77,7 +82,8 @@ class PLTAttention(nn.Module):
         self.k_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
         self.v_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
         self.o_proj = PLTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
-        if config.qk_norm:
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.plt_gate = PLTGate(config) if config.has_gate else None
@@ -106,8 +112,8 @@ class PLTAttention(nn.Module):
             shared_key, shared_value: loop 0's `[B, Hkv, S, Dh]`, or None if the block starts with loop 0.
             loops: the loops in the block.
             num_outputs: Q, how many of the T positions put something out: the last ones.
-            position_embeddings: cosines and sines `[B, >= T, Dh]`, of which the last T are the block's, the same for
-                every loop.
+            position_embeddings: cosines and sines `[B, 1, >= T, Dh]`, of which the last T are the block's, the same
+                for every loop.
             position_ids: `[B or 1, >= T]`, likewise, for kernels that read them.
             attention_mask, sliding_attention_mask: over all keys and over the window, see `make_masks`.
             past_key_values: the `PLTCache` to extend.
@@ -122,16 +128,16 @@ class PLTAttention(nn.Module):
         own_queries = slice((len(loops) - len(own_loops)) * num_outputs, None)
 
         query = self.split_heads(self.q_proj(tail(hidden_states, len(loops) * num_outputs)))
-        query = rotate(self.q_norm(query) if self.config.qk_norm else query, position_embeddings, num_outputs)
+        query = rotate(self.q_norm(query) if self.qk_norm else query, position_embeddings, num_outputs)
         if loops.start == 0 or own_loops:
             key = self.split_heads(self.k_proj(hidden_states))
-            key = rotate(self.k_norm(key) if self.config.qk_norm else key, position_embeddings, num_positions)
+            key = rotate(self.k_norm(key) if self.qk_norm else key, position_embeddings, num_positions)
             value = self.split_heads(self.v_proj(hidden_states))
-        if loops.start == 0 and self.config.loop_attention != "own":
+        if loops.start == 0 and self.loop_attention != "own":
             shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
             if past_key_values is not None:
                 shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
-        num_tokens = position_embeddings[0].shape[1]
+        num_tokens = position_embeddings[0].shape[2]
         if own_loops:
             own = loops_to_heads(key[:, :, own_keys], own_loops), loops_to_heads(value[:, :, own_keys], own_loops)
             if past_key_values is not None:
@@ -139,9 +145,9 @@ class PLTAttention(nn.Module):
 
         kwargs["position_ids"] = tail(position_ids, num_outputs)
         if attention_mask is None and num_outputs < num_tokens and self.config._attn_implementation == "sdpa":
-            keys = own[0] if self.config.loop_attention == "own" else shared_key
+            keys = own[0] if self.loop_attention == "own" else shared_key
             attention_mask = last_queries(num_outputs, num_tokens, keys)
-        if self.config.loop_attention == "own":
+        if self.loop_attention == "own":
             output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
         else:
             output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
@@ -154,12 +160,12 @@ class PLTAttention(nn.Module):
             mixed = shared_weight * output[:, own_queries] + window_weight * window
             output = mixed if own_queries.start == 0 else torch.cat((output[:, : own_queries.start], mixed), dim=1)
 
-        weights = weights if loops.stop == self.config.num_loops else None
+        weights = weights if loops.stop == self.num_loops else None
         return self.o_proj(output.flatten(2)), weights, shared_key, shared_value
 
     def split_heads(self, states: Tensor) -> Tensor:
         """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def attend_own(
         self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
@@ -176,10 +182,10 @@ class PLTAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
     ) -> Tensor:
         """Each later loop on the window of its own keys, see `attend_own`."""
-        num_queries, num_seen = query.shape[2] // len(loops), self.config.sliding_window - 1
+        num_queries, num_seen = query.shape[2] // len(loops), self.sliding_window - 1
         key, value = last_columns(key, num_seen + num_queries), last_columns(value, num_seen + num_queries)
         if not (isinstance(mask, Tensor) and mask.dim() == 5):
-            kwargs["sliding_window"] = self.config.sliding_window
+            kwargs["sliding_window"] = self.sliding_window
             return self.attend_own(query, key, value, loops, mask, **kwargs)[0]
         batch_size = query.shape[0]
         folded = fold_blocks(query, key, value, mask)
@@ -220,7 +226,7 @@ class PLTAttention(nn.Module):
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mask = self.cut_mask(mask, query.shape[2], key.shape[2])
-        kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         if query.shape[2] > 1 or not (mask is None or is_dense(mask)):
             # the cache has already cut the keys of a single position to its window
             kwargs["sliding_window"] = sliding_window if query.shape[2] > 1 else None
@@ -235,7 +241,7 @@ class PLTAttention(nn.Module):
 
 def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_positions: int) -> Tensor:
     """Rotary embedding of `[B, heads, R * T, Dh]` at the last T positions; a single one serves all R loops."""
-    cos, sin = (tail(embedding, num_positions).unsqueeze(1) for embedding in position_embeddings)
+    cos, sin = (last_columns(embedding, num_positions) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
 
 

@@ -22,20 +22,21 @@ class PLTLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
+        weight, bias = self.weight, self.bias
         num_rows = math.prod(input.shape[:-1])
         is_few = isinstance(num_rows, int) and 0 < num_rows <= MOST_ROWS  # a traced length is no int
-        if not (is_few and input.is_cpu and type(self.weight) is nn.Parameter):
-            return linear(input, self.weight, self.bias)
-        rows = input.reshape(num_rows, -1)
+        if not (is_few and input.is_cpu and type(weight) is nn.Parameter):
+            return linear(input, weight, bias)
         if torch.compiler.is_dynamo_compiling():
-            output = add_up_rows(self.weight, rows)
+            output = add_up_rows(weight, input.reshape(num_rows, -1))
         elif num_rows > 1 and input.dtype == torch.float32:
-            # the same product, for which libraries have a kernel, if each row's numbers lie side by side
-            output = (self.weight @ rows.contiguous().t()).t()
+            # The same product, for which libraries have a kernel. Its numbers go back in row order: attention and the
+            # next such product would be slower without.
+            output = linear(weight, input.reshape(num_rows, -1)).t().contiguous()
         else:
-            return linear(input, self.weight, self.bias)
-        output = output if self.bias is None else output + self.bias
-        return output.unflatten(0, input.shape[:-1])
+            return linear(input, weight, bias)
+        output = output if bias is None else output + bias
+        return output.view(*input.shape[:-1], -1)
 
 
 def add_up_rows(weight: Tensor, rows: Tensor) -> Tensor:

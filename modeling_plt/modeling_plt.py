@@ -210,7 +210,7 @@ class PLTModel(PLTPreTrainedModel):
         kwargs |= {
             "attention_mask": masks["full_attention"],
             "sliding_attention_mask": masks["sliding_attention"],
-            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
+            "position_embeddings": [part.unsqueeze(1) for part in self.rotary_emb(inputs_embeds, position_ids)],
             "position_ids": position_ids,
             "past_key_values": past_key_values,
         }

@@ -35,4 +35,5 @@ def needed_positions(config: PLTConfig, num_positions: int, num_outputs: int) ->
 
 def tail(states: Tensor, num_positions: int) -> Tensor:
     """The last positions of `[B, T, ...]`; traced code sees that all of T is all of it, which `-T:` would not show."""
-    return states[:, states.shape[1] - num_positions :]
+    start = states.shape[1] - num_positions
+    return states[:, start:] if start else states

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
@@ -53,6 +54,20 @@ def record_sdpa(monkeypatch):
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", recorded)
     return calls
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("num_loops", [1, 2, 4])
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_every_step_takes_the_fused_kernel(row, num_loops, padded):
+    """The other one writes all scores to memory; `sdpa` takes it, say, for queries whose numbers lie apart."""
+    model = tiny_model(num_loops=num_loops, **ABLATION_ROWS[row])
+    for batch_size in (1, 2):
+        mask = torch.ones(batch_size, 10, dtype=torch.long)
+        mask[0, :3] = int(not padded)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be taken
+            cache = model(tiny_ids(batch_size, 9), attention_mask=mask[:, :9], use_cache=True).past_key_values
+            model(tiny_ids(batch_size, 1), attention_mask=mask, past_key_values=cache)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -39,7 +39,7 @@ def test_few_rows_equal_many(compiled, dtype, bias, size, outputs):
 
 
 def test_a_chain_of_products_reads_rows_in_order():
-    """What a product puts out lies column by column; as rows of the next product that would cost twice the time."""
+    """The kernel puts its numbers out column by column; as rows of the next product that would cost twice the time."""
     first, second = PLTLinear(64, 48, bias=False), PLTLinear(48, 64, bias=False)
     seen = []
 
