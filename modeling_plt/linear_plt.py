@@ -5,7 +5,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 MOST_ROWS = 8  # beyond, libraries read weights once too
 BLOCK = 4096  # terms that inductor adds up in registers; of more it makes a cascade of sums
@@ -30,13 +30,20 @@ class PLTLinear(nn.Linear):
         if torch.compiler.is_dynamo_compiling():
             output = add_up_rows(weight, input.reshape(num_rows, -1))
         elif num_rows > 1 and input.dtype == torch.float32:
-            # The same product, for which libraries have a kernel. Its numbers go back in row order: attention and the
-            # next such product would be slower without.
-            output = linear(weight, input.reshape(num_rows, -1)).t().contiguous()
+            output = swapped_product(weight, input.reshape(num_rows, -1))
         else:
             return linear(input, weight, bias)
         output = output if bias is None else output + bias
         return output.view(*input.shape[:-1], -1)
+
+
+def swapped_product(weight: Tensor, rows: Tensor) -> Tensor:
+    """`[out, in]`, `[R, in]` -> `[R, out]` as `W x^T`, for which libraries have a kernel in float32."""
+    num_rows = len(rows)
+    if num_rows % 4 == 3:
+        rows = pad(rows, (0, 0, 0, 1))  # three rows would take 1.5 times as long as two or four
+    # in row order again: attention and the next such product would be slower without
+    return linear(weight, rows).t()[:num_rows].contiguous()
 
 
 def add_up_rows(weight: Tensor, rows: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def test_few_rows_equal_many(compiled, dtype, bias, size, outputs):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / size**0.5)
     layer = layer.to(dtype)
     run = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
-    for shape in ((1, 1), (2, 1), (1, 3), (MOST_ROWS,), (MOST_ROWS + 1,)):
+    for shape in ((1, 1), (2, 1), (1, 3), (7,), (MOST_ROWS,), (MOST_ROWS + 1,)):
         inputs = torch.randn(*shape, size, generator=generator).to(dtype)
         expected = torch.nn.functional.linear(
             inputs.double(), layer.weight.double(), layer.bias.double() if bias else None
