@@ -233,7 +233,7 @@ class PLTAttention(nn.Module):
             return attention(self, query, key, value, mask, **kwargs)
 
         # one position sees the same keys in all heads of a KV head: as rows of it, they need no expanded keys
-        rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
+        rows = query.reshape(query.shape[0], key.shape[1], -1, self.head_dim)
         output, weights = attention(self.folded_queries, rows, key, value, mask, is_causal=False, **kwargs)
         output = output.transpose(1, 2).flatten(1, 2).unsqueeze(1)
         return output, None if weights is None else weights.flatten(1, 2).unsqueeze(2)
@@ -241,7 +241,7 @@ class PLTAttention(nn.Module):
 
 def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_positions: int) -> Tensor:
     """Rotary embedding of `[B, heads, R * T, Dh]` at the last T positions; a single one serves all R loops."""
-    cos, sin = (last_columns(embedding, num_positions) for embedding in position_embeddings)
+    cos, sin = (tail(embedding, num_positions, dim=2) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
 
 

@@ -33,7 +33,7 @@ def needed_positions(config: PLTConfig, num_positions: int, num_outputs: int) ->
     return spans
 
 
-def tail(states: Tensor, num_positions: int) -> Tensor:
+def tail(states: Tensor, num_positions: int, dim: int = 1) -> Tensor:
     """The last positions of `[B, T, ...]`; traced code sees that all of T is all of it, which `-T:` would not show."""
-    start = states.shape[1] - num_positions
-    return states[:, start:] if start else states
+    start = states.shape[dim] - num_positions
+    return states.narrow(dim, start, num_positions) if start else states
