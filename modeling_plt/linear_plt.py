@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-MOST_ROWS = 8  # beyond, libraries read weights once too
+MOST_ROWS = 32  # of swapped products, so many that a batch of loops fits; beyond, they gain little
+MOST_SUMS = 8  # rows of compiled sums; beyond, libraries read weights once too
 BLOCK = 4096  # terms that inductor adds up in registers; of more it makes a cascade of sums
 OUTPUTS = 2  # added up side by side: the memory has more reads to serve at a time
 
@@ -24,15 +25,16 @@ class PLTLinear(nn.Linear):
         """`[..., in]` -> `[..., out]`."""
         weight, bias = self.weight, self.bias
         num_rows = math.prod(input.shape[:-1])
-        is_few = isinstance(num_rows, int) and 0 < num_rows <= MOST_ROWS  # a traced length is no int
-        if not (is_few and input.is_cpu and type(weight) is nn.Parameter):
+        # a traced number of rows is no int; quantizers and parallel training replace the parameter
+        if not (input.is_cpu and isinstance(num_rows, int) and num_rows > 0 and type(weight) is nn.Parameter):
             return linear(input, weight, bias)
         if torch.compiler.is_dynamo_compiling():
-            output = add_up_rows(weight, input.reshape(num_rows, -1))
-        elif num_rows > 1 and input.dtype == torch.float32:
-            output = swapped_product(weight, input.reshape(num_rows, -1))
+            product = add_up_rows if num_rows <= MOST_SUMS else None
         else:
+            product = swapped_product if 1 < num_rows <= MOST_ROWS and input.dtype == torch.float32 else None
+        if product is None:
             return linear(input, weight, bias)
+        output = product(weight, input.reshape(num_rows, -1))
         output = output if bias is None else output + bias
         return output.view(*input.shape[:-1], -1)
 
@@ -40,8 +42,9 @@ class PLTLinear(nn.Linear):
 def swapped_product(weight: Tensor, rows: Tensor) -> Tensor:
     """`[out, in]`, `[R, in]` -> `[R, out]` as `W x^T`, for which libraries have a kernel in float32."""
     num_rows = len(rows)
-    if num_rows % 4 == 3:
-        rows = pad(rows, (0, 0, 0, 1))  # three rows would take 1.5 times as long as two or four
+    # powers of two take the least time: three rows would take half as long again as four
+    missing = (1 << (num_rows - 1).bit_length()) - num_rows
+    rows = pad(rows, (0, 0, 0, missing)) if missing else rows
     # in row order again: attention and the next such product would be slower without
     return linear(weight, rows).t()[:num_rows].contiguous()
 

@@ -129,7 +129,7 @@ def test_sharded_weights_reload(tmp_path):
     reloaded = PLTForCausalLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], tensor), name
-    # more tokens than few rows, whose products round by where weights lie in memory
+    # of more than 8 tokens: products of fewer rows round by where weights lie in memory
     assert torch.equal(reloaded(input_ids).logits, model(input_ids).logits)
 
 
