@@ -69,11 +69,6 @@ class PLTAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        # reading a config costs as much as a small kernel
-        self.num_loops = config.num_loops
-        self.loop_attention = config.loop_attention
-        self.sliding_window = config.sliding_window
-        self.attention_dropout = config.attention_dropout
         # which loops attend to keys of their own: every loop, the later ones within a window, or none
         self.first_own_loop = {"own": 0, "gated_window": 1, "shared": config.num_loops}[config.loop_attention]
 
@@ -123,6 +118,7 @@ class PLTAttention(nn.Module):
             one (None for other loops, and from implementations that give none); shared key and value.
         """
         num_positions = hidden_states.shape[1] // len(loops)
+        loop_attention = self.config.loop_attention  # read once: it costs as much as a small kernel
         own_loops = range(max(loops.start, self.first_own_loop), loops.stop)
         own_keys = slice((len(loops) - len(own_loops)) * num_positions, None)
         own_queries = slice((len(loops) - len(own_loops)) * num_outputs, None)
@@ -133,7 +129,7 @@ class PLTAttention(nn.Module):
             key = self.split_heads(self.k_proj(hidden_states))
             key = rotate(self.k_norm(key) if self.qk_norm else key, position_embeddings, num_positions)
             value = self.split_heads(self.v_proj(hidden_states))
-        if loops.start == 0 and self.loop_attention != "own":
+        if loops.start == 0 and loop_attention != "own":
             shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
             if past_key_values is not None:
                 shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
@@ -145,9 +141,9 @@ class PLTAttention(nn.Module):
 
         kwargs["position_ids"] = tail(position_ids, num_outputs)
         if attention_mask is None and num_outputs < num_tokens and self.config._attn_implementation == "sdpa":
-            keys = own[0] if self.loop_attention == "own" else shared_key
+            keys = own[0] if loop_attention == "own" else shared_key
             attention_mask = last_queries(num_outputs, num_tokens, keys)
-        if self.loop_attention == "own":
+        if loop_attention == "own":
             output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
         else:
             output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
@@ -160,12 +156,12 @@ class PLTAttention(nn.Module):
             mixed = shared_weight * output[:, own_queries] + window_weight * window
             output = mixed if own_queries.start == 0 else torch.cat((output[:, : own_queries.start], mixed), dim=1)
 
-        weights = weights if loops.stop == self.num_loops else None
+        weights = weights if loops.stop == self.config.num_loops else None
         return self.o_proj(output.flatten(2)), weights, shared_key, shared_value
 
     def split_heads(self, states: Tensor) -> Tensor:
         """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`."""
-        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend_own(
         self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
@@ -182,10 +178,10 @@ class PLTAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
     ) -> Tensor:
         """Each later loop on the window of its own keys, see `attend_own`."""
-        num_queries, num_seen = query.shape[2] // len(loops), self.sliding_window - 1
+        num_queries, num_seen = query.shape[2] // len(loops), self.config.sliding_window - 1
         key, value = last_columns(key, num_seen + num_queries), last_columns(value, num_seen + num_queries)
         if not (isinstance(mask, Tensor) and mask.dim() == 5):
-            kwargs["sliding_window"] = self.sliding_window
+            kwargs["sliding_window"] = self.config.sliding_window
             return self.attend_own(query, key, value, loops, mask, **kwargs)[0]
         batch_size = query.shape[0]
         folded = fold_blocks(query, key, value, mask)
@@ -226,14 +222,14 @@ class PLTAttention(nn.Module):
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mask = self.cut_mask(mask, query.shape[2], key.shape[2])
-        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         if query.shape[2] > 1 or not (mask is None or is_dense(mask)):
             # the cache has already cut the keys of a single position to its window
             kwargs["sliding_window"] = sliding_window if query.shape[2] > 1 else None
             return attention(self, query, key, value, mask, **kwargs)
 
         # one position sees the same keys in all heads of a KV head: as rows of it, they need no expanded keys
-        rows = query.reshape(query.shape[0], key.shape[1], -1, self.head_dim)
+        rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
         output, weights = attention(self.folded_queries, rows, key, value, mask, is_causal=False, **kwargs)
         output = output.transpose(1, 2).flatten(1, 2).unsqueeze(1)
         return output, None if weights is None else weights.flatten(1, 2).unsqueeze(2)

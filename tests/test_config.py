@@ -3,7 +3,7 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny import tiny_config, tiny_model
+from tiny import tiny_config, tiny_ids, tiny_model
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
@@ -97,3 +97,29 @@ def test_transformers_takes_no_layer_for_a_sliding_one():
 def test_misspelled_fields_do_not_slip_through_the_test_helper():
     with pytest.raises(TypeError, match="num_loop"):
         tiny_config(num_loop=3)
+
+
+@pytest.mark.parametrize("field, value", [("sliding_window", 9), ("num_loops", 2), ("attention_dropout", 0.5)])
+def test_a_field_can_be_changed_in_a_model(field, value):
+    """Every part of the model reads the same config, and so takes the new value."""
+    changed, built = tiny_model(num_loops=3), tiny_model(**{"num_loops": 3} | {field: value})
+    built.load_state_dict(changed.state_dict())
+    setattr(changed.config, field, value)
+    input_ids = tiny_ids(2, 12)
+    outputs = []
+    for model in (changed, built):
+        model.set_attn_implementation("eager")
+        cache = model(input_ids[:, :11], use_cache=True).past_key_values
+        decoded = model(input_ids[:, 11:], past_key_values=cache, output_attentions=True)
+        torch.manual_seed(0)
+        outputs.append((*decoded.attentions, decoded.logits, model.train()(input_ids, use_cache=False).logits))
+    assert len(outputs[0]) == 4
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_empty_batch_gives_empty_logits(length):
+    """With `eager`; torch's own kernels take none."""
+    model = tiny_model(num_loops=2)
+    model.set_attn_implementation("eager")
+    assert model(torch.zeros(0, length, dtype=torch.long)).logits.shape == (0, length, 61)

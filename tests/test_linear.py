@@ -6,20 +6,30 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_plt.linear_plt import MOST_ROWS, MOST_SUMS, PLTLinear
+from modeling_plt.linear_plt import MOST_SUMS, MOST_SWAPPED, MOST_SWAPPED_BY_THREADS, PLTLinear, product_of_few
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 0.05}
+NUM_ROWS = {  # by whether code is compiled
+    True: (1, 2, MOST_SUMS, MOST_SUMS + 1),
+    False: (1, 2, 3, 5, 9, MOST_SWAPPED_BY_THREADS, MOST_SWAPPED_BY_THREADS + 1),
+}
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    "size, outputs",
-    [(24, 10), (8192, 10), (5633, 10), (24, 11)],
+    "size, outputs, bias",
+    [(24, 10, True), (8192, 10, False), (5633, 10, True), (24, 11, False)],
     ids=["one block", "blocks", "no blocks", "odd outputs"],
 )
-def test_few_rows_equal_many(compiled, dtype, bias, size, outputs):
+def test_few_rows_equal_many(two_threads, compiled, dtype, size, outputs, bias):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
     layer = PLTLinear(size, outputs, bias=bias)
@@ -28,7 +38,7 @@ def test_few_rows_equal_many(compiled, dtype, bias, size, outputs):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / size**0.5)
     layer = layer.to(dtype)
     run = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
-    for shape in ((1, 1), (2, 1), (1, 3), (MOST_SUMS,), (MOST_SUMS + 1,), (MOST_ROWS,), (MOST_ROWS + 1,)):
+    for shape in ((1, 1), (1, 3), *((num_rows,) for num_rows in NUM_ROWS[compiled][1:])):
         inputs = torch.randn(*shape, size, generator=generator).to(dtype)
         expected = torch.nn.functional.linear(
             inputs.double(), layer.weight.double(), layer.bias.double() if bias else None
@@ -79,10 +89,32 @@ def test_adapters_apply_to_few_rows_as_to_many():
     torch.testing.assert_close(logits, expected[:, 11:], rtol=0, atol=2e-5)  # summation order
 
 
-def test_gradients_of_few_rows_equal_those_of_many():
+def test_on_one_thread_fewer_products_are_swapped(two_threads):
+    swapped = [n for n in range(1, 40) if product_of_few(n, torch.float32) is not None]
+    assert swapped == list(range(2, MOST_SWAPPED_BY_THREADS + 1))
+    torch.set_num_threads(1)
+    swapped = [n for n in range(1, 40) if product_of_few(n, torch.float32) is not None]
+    assert swapped == list(range(2, MOST_SWAPPED + 1))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_the_output_is_that_of_torch(two_threads, compiled, bias):
+    """Its dtype too, whatever the number of rows."""
+    torch._dynamo.reset()
+    layer = PLTLinear(16, 8, bias=bias)
+    run = torch.compile(layer, dynamic=False) if compiled else layer
+    for num_rows in NUM_ROWS[compiled]:
+        inputs = torch.randn(num_rows, 16)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+            torch.testing.assert_close(run(inputs), expected, rtol=0, atol=0.01)
+
+
+def test_gradients_of_few_rows_equal_those_of_many(two_threads):
     layer, inputs = PLTLinear(16, 4), torch.randn(3, 16)
     gradients = []
-    for rows in (inputs, inputs.repeat(MOST_ROWS, 1)):
+    for rows in (inputs, inputs.repeat(MOST_SWAPPED_BY_THREADS, 1)):
         layer.zero_grad()
         layer(rows)[:3].square().sum().backward()
         gradients.append(layer.weight.grad)
