@@ -19,8 +19,8 @@ class PLTLinear(nn.Linear):
     """`nn.Linear` to which a few rows cost little more than one, on a CPU.
 
     Libraries take two rows for a matrix and need twice the time of one, in float32 as in bfloat16; the loops of a
-    token are such rows. On other devices, for many rows, and for weights that quantizers or parallel training have
-    replaced, it is `nn.Linear`.
+    token are such rows. On other devices, under autocast, for many rows, and for weights that quantizers or parallel
+    training have replaced, it is `nn.Linear`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
