@@ -207,10 +207,11 @@ class PLTModel(PLTPreTrainedModel):
         token_positions = masks["token_positions"]
         carry = self.start_from(past_key_values, inputs_embeds)
         position_ids = token_positions.clamp(min=0) if position_ids is None else position_ids
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
         kwargs |= {
             "attention_mask": masks["full_attention"],
             "sliding_attention_mask": masks["sliding_attention"],
-            "position_embeddings": [part.unsqueeze(1) for part in self.rotary_emb(inputs_embeds, position_ids)],
+            "position_embeddings": (cos.unsqueeze(1), sin.unsqueeze(1)),
             "position_ids": position_ids,
             "past_key_values": past_key_values,
         }

@@ -34,6 +34,9 @@ def needed_positions(config: PLTConfig, num_positions: int, num_outputs: int) ->
 
 
 def tail(states: Tensor, num_positions: int, dim: int = 1) -> Tensor:
-    """The last positions of `[B, T, ...]`; traced code sees that all of T is all of it, which `-T:` would not show."""
+    """The last positions of `[B, T, ...]`, or where `dim` says that T is.
+
+    Traced code sees that all of T is all of it, which `-T:` would not show.
+    """
     start = states.shape[dim] - num_positions
     return states.narrow(dim, start, num_positions) if start else states
