@@ -103,8 +103,10 @@ std::array<double, MOST_ROWS + 1> rates(const std::vector<uint16_t>& weight, int
                 const auto start = std::chrono::steady_clock::now();
                 all[count][kernel](weight.data(), rows.data(), output.data(), out, distinct);
                 const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - start;
-                if (round == 0) check(output, products, count * out);
-                if (round > 0) measured[count][kernel].push_back(weight.size() * 2 / elapsed.count());  // 0 warms up
+                if (round == 0)  // which warms up
+                    check(output, products, count * out);
+                else
+                    measured[count][kernel].push_back(weight.size() * 2 / elapsed.count());
             }
     std::array<double, MOST_ROWS + 1> best = {};
     for (int count = 0; count <= MOST_ROWS; ++count)

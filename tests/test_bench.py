@@ -432,7 +432,7 @@ def test_a_plot_is_the_same_file_every_time():
     assert b"<dc:date>" not in first
 
 
-def test_the_bound_of_few_rows(tmp_path):
+def test_the_hand_written_kernels_for_few_rows(tmp_path):
     """The program checks its sums itself."""
     if shutil.which("g++") is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("needs g++ and a CPU with AVX2")

@@ -17,9 +17,10 @@ NUM_ROWS = {  # by whether code is compiled
 
 @pytest.fixture
 def two_threads():
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
