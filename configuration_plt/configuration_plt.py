@@ -2,9 +2,11 @@
 """Configuration of the Parallel Loop Transformer."""
 
 import math
-from typing import Literal
+from difflib import get_close_matches
+from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, validated_field
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
@@ -12,20 +14,25 @@ AUTO_MAP = {
     "AutoConfig": "configuration_plt.PLTConfig",
     "AutoModel": "modeling_plt.PLTModel",
     "AutoModelForCausalLM": "modeling_plt.PLTForCausalLM",
+    "AutoModelForQuestionAnswering": "modeling_plt.PLTForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_plt.PLTForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_plt.PLTForTokenClassification",
 }
 
-COUNTS = (
-    "num_loops",
-    "sliding_window",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+
+def check_count(value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be an integer of at least 1, got {value}.")
+
+
+def check_finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {value}.")
+
+
+def count(default: int | None) -> Any:
+    """A field that counts something; also an edit and an override in `from_pretrained` are checked."""
+    return validated_field(check_count, default=default)
 
 
 @strict
@@ -44,28 +51,41 @@ class PLTConfig(PreTrainedConfig):
     """
 
     model_type = "plt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
 
-    num_loops: int = 2  # passes over the shared layers; 1 is a plain decoder
+    num_loops: int = count(2)  # passes over the shared layers; 1 is a plain decoder
     loop_shift: bool = True  # later loops read the previous token's state, so all loops of a token run in one pass
     loop_attention: Literal["gated_window", "shared", "own"] = "gated_window"  # what later loops attend to
-    sliding_window: int = 64  # keys a later loop sees in its own KV, current token included
+    sliding_window: int = count(64)  # keys a later loop sees in its own KV, current token included
     gate_input: Literal["hidden", "query"] = "hidden"  # the gate reads the normed layer input, or each head's query
-    embedding_scale: float | int = 1.0  # weight of the embedding in the input of later loops
-    hidden_scale: float | int = 1.0  # weight of the previous loop's state in the input of later loops
+    embedding_scale: float | int = validated_field(
+        check_finite, default=1.0
+    )  # weight of the embedding in the input of later loops
+    hidden_scale: float | int = validated_field(
+        check_finite, default=1.0
+    )  # weight of the previous loop's state in the input of later loops
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
     one_pass: bool = True  # the loops of a new token are rows of one pass; False: one after another, the same logits
     learned_scales: bool = False  # the two scales are parameters, and these values their start
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32  # layers with weights, not layers times loops
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    vocab_size: int = count(32000)
+    hidden_size: int = count(4096)
+    intermediate_size: int = count(11008)
+    num_hidden_layers: int = count(32)  # layers with weights, not layers times loops
+    num_attention_heads: int = count(32)
+    num_key_value_heads: int | None = count(None)
+    head_dim: int | None = count(None)
     hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int = count(2048)
     initializer_range: float | int = 0.02
     rms_norm_eps: float | int = 1e-6
     use_cache: bool = True
@@ -88,14 +108,28 @@ class PLTConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
+        self.refuse_misspelled(kwargs)
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    def refuse_misspelled(self, others: dict) -> None:
+        """Refuse a keyword that is no field but nearly the name of one; others are kept, as everywhere."""
+        own = set(self.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+        for name in others:
+            near = get_close_matches(name, own, n=1, cutoff=0.9)
+            if near:
+                raise ValueError(f"`{name}` is no field of PLTConfig; is `{near[0]}` meant?")
 
     @property
     def layer_types(self) -> list[str]:
         """Loop 0 attends to everything: without this, `sliding_window` would be read as a window for every loop."""
         return ["full_attention"] * self.num_hidden_layers
+
+    @layer_types.setter
+    def layer_types(self, value: list[str] | None) -> None:
+        if value is not None and list(value) != self.layer_types:
+            raise ValueError(f"`layer_types` must be {self.num_hidden_layers} times 'full_attention', got {value}.")
 
     @property
     def has_gate(self) -> bool:
@@ -107,11 +141,15 @@ class PLTConfig(PreTrainedConfig):
         """Whether the model holds the two scales of a later loop's input as parameters."""
         return self.num_loops > 1 and self.learned_scales
 
+    def validate_hidden_act(self):
+        """Check that transformers has the activation."""
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` must be an activation of transformers, as 'silu', got {self.hidden_act!r}."
+            )
+
     def validate_architecture(self):
-        """Check that counts are counts and that sizes fit together; `@strict` calls all `validate_*` methods."""
-        for name in COUNTS:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {getattr(self, name)}.")
+        """Check that sizes fit together; `@strict` calls all `validate_*` methods."""
         if self.head_dim is None:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads` unless `head_dim` is given, got "
@@ -127,9 +165,6 @@ class PLTConfig(PreTrainedConfig):
 
     def validate_scales(self):
         """Check the numbers that are not counts."""
-        for name in ("embedding_scale", "hidden_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)}.")
         if self.num_loops > 1 and self.embedding_scale == 0 and self.hidden_scale == 0:
             raise ValueError(
                 "`embedding_scale` and `hidden_scale` are both 0, which leaves later loops without an input; "

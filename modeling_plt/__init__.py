@@ -1,20 +1,46 @@
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from configuration_plt import PLTConfig
 from conversion_plt.published import PublishedPLTConfig
 
 from .cache_plt import PLTCache
-from .modeling_plt import PLTForCausalLM, PLTModel
+from .modeling_plt import (
+    PLTForCausalLM,
+    PLTForQuestionAnswering,
+    PLTForSequenceClassification,
+    PLTForTokenClassification,
+    PLTModel,
+)
 from .static_cache_plt import PLTStaticCache
 
-# saving copies the code into the folder
-PLTConfig.register_for_auto_class()
-PLTModel.register_for_auto_class("AutoModel")
-PLTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-# loading needs no `trust_remote_code`
+MODELS = {
+    AutoModel: PLTModel,
+    AutoModelForCausalLM: PLTForCausalLM,
+    AutoModelForQuestionAnswering: PLTForQuestionAnswering,
+    AutoModelForSequenceClassification: PLTForSequenceClassification,
+    AutoModelForTokenClassification: PLTForTokenClassification,
+}
+
 AutoConfig.register("plt", PLTConfig)
 AutoConfig.register(PublishedPLTConfig.model_type, PublishedPLTConfig)
-AutoModel.register(PLTConfig, PLTModel)
-AutoModelForCausalLM.register(PLTConfig, PLTForCausalLM)
+PLTConfig.register_for_auto_class()
+for auto, model in MODELS.items():
+    model.register_for_auto_class(auto.__name__)  # saving copies the code into the folder
+    auto.register(PLTConfig, model)  # loading needs no `trust_remote_code`
 
-__all__ = ["PLTCache", "PLTForCausalLM", "PLTModel", "PLTStaticCache"]
+__all__ = [
+    "PLTCache",
+    "PLTForCausalLM",
+    "PLTForQuestionAnswering",
+    "PLTForSequenceClassification",
+    "PLTForTokenClassification",
+    "PLTModel",
+    "PLTStaticCache",
+]

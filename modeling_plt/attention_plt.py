@@ -6,6 +6,8 @@ loops times T positions of which one is 1: its R * T rows are either the positio
 position.
 """
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -15,8 +17,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 from .blocks_plt import fold_blocks, unfold_blocks
 from .cache_plt import last_columns
 from .configuration_plt import PLTConfig
-from .linear_plt import PLTLinear
 from .prefill_plt import tail
+
+# the first loop that attends to keys of its own: every loop does, the later ones do within a window, or none does
+FIRST_OWN_LOOP = {"own": 0, "gated_window": 1, "shared": sys.maxsize}
 
 
 class PLTGate(nn.Module):
@@ -45,6 +49,13 @@ class PLTGate(nn.Module):
             logits = nn.functional.linear(self.gate_norm(layer_input), self.weight, self.bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
+    def zero(self) -> Tensor:
+        """0, with a gradient of 0 for each parameter.
+
+        Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
+        """
+        return 0 * sum(parameter.sum() for parameter in self.parameters())
+
 
 class FoldedQueries(nn.Module):
     """What attention functions read off their module when all queries of a KV head are rows of that head."""
@@ -69,14 +80,12 @@ class PLTAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        # which loops attend to keys of their own: every loop, the later ones within a window, or none
-        self.first_own_loop = {"own": 0, "gated_window": 1, "shared": config.num_loops}[config.loop_attention]
 
         query_size, key_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = PLTLinear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.v_proj = PLTLinear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = PLTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
@@ -119,7 +128,7 @@ class PLTAttention(nn.Module):
         """
         num_positions = hidden_states.shape[1] // len(loops)
         loop_attention = self.config.loop_attention  # read once: it costs as much as a small kernel
-        own_loops = range(max(loops.start, self.first_own_loop), loops.stop)
+        own_loops = range(max(loops.start, FIRST_OWN_LOOP[loop_attention]), loops.stop)
         own_keys = slice((len(loops) - len(own_loops)) * num_positions, None)
         own_queries = slice((len(loops) - len(own_loops)) * num_outputs, None)
 
@@ -148,7 +157,9 @@ class PLTAttention(nn.Module):
         else:
             output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
 
-        if self.plt_gate is not None and own_loops:
+        if self.plt_gate is not None and self.training and not own_loops:
+            output = output + self.plt_gate.zero().to(output.dtype)
+        if loop_attention == "gated_window" and own_loops:
             query = query[:, :, own_queries]
             gate = self.plt_gate(tail(layer_input, len(loops) * num_outputs)[:, own_queries], query).unsqueeze(-1)
             shared_weight, window_weight = gate.to(output.dtype), (1 - gate).to(output.dtype)
@@ -171,6 +182,8 @@ class PLTAttention(nn.Module):
         `[B, H, R * Q, Dh]` on `[B, R * Hkv, n, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
         """
         output, weights = self.attend(loops_to_heads(query, loops), key, value, mask, **kwargs)
+        if len(loops) == 1:
+            return output, weights
         output = output.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
         return output, None if weights is None else weights.unflatten(1, (len(loops), -1))[:, -1]
 
@@ -194,6 +207,8 @@ class PLTAttention(nn.Module):
 
         `[B, H, R * Q, Dh]` on `[B, Hkv, S, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, S]`.
         """
+        if len(loops) == 1:
+            return self.attend(query, key, value, mask, **kwargs)
         query = query.unflatten(2, (len(loops), -1)).flatten(1, 2)
         output, weights = self.attend(query, key, value, mask, **kwargs)
         output = output.unflatten(2, (-1, len(loops))).movedim(3, 1).flatten(1, 2)

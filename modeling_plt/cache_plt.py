@@ -4,6 +4,9 @@
 B batch, L loops, T new tokens, S cached + new, W sliding window, Hkv KV heads, Dh head_dim, D hidden.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -11,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 # what a cache is built from; a model with other values cannot read it
 SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
 
+HALF_WAY = "a forward into it ended in an exception, and some layers may hold more tokens than others. `reset()` it."
 NOT_RECORDED = (
     "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
     "before the tokens that may have to be taken back."
@@ -129,11 +133,6 @@ class Carry:
         self.states = [state[:, last].clone() for state in self.states]
         self.positions = self.positions[:, last].clone()
 
-    def repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
-        if self.positions is not None:
-            self.select(torch.arange(self.positions.shape[0]).repeat_interleave(repeats))
-
     def select(self, rows: Tensor) -> None:
         """Replace the batch by these rows of it."""
         if self.positions is not None:
@@ -144,13 +143,34 @@ class Carry:
 class PLTCacheMixin:
     """What a cache for a PLT knows besides its states."""
 
-    # taking tokens back is not always possible, if at all
-    is_croppable = False
-
     def note_config(self, config) -> None:
         """Remember which models can read the cache."""
         self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
         self.why_closed: str | None = None  # why no token can follow, if so
+        self.dtype: torch.dtype | None = None  # of the embeddings so far
+
+    @contextmanager
+    def extending(self) -> Iterator[None]:
+        """The time of a forward: one that ends in an exception leaves some layers with its tokens, some without."""
+        if torch.compiler.is_compiling():
+            yield
+            return
+        why_closed, self.why_closed = self.why_closed, HALF_WAY
+        yield
+        self.why_closed = why_closed
+
+    def refuse_others(self, inputs_embeds: Tensor) -> None:
+        """Refuse embeddings `[B, T, D]` of another batch size or dtype than those of the tokens so far.
+
+        Raises:
+            ValueError: they are of another.
+        """
+        rows, dtype = self.carry.positions, inputs_embeds.dtype
+        if rows is not None and rows.shape[0] != inputs_embeds.shape[0]:
+            raise ValueError(f"`past_key_values` holds {rows.shape[0]} rows, the input has {inputs_embeds.shape[0]}.")
+        if self.dtype is not None and self.dtype != dtype:
+            raise ValueError(f"`past_key_values` was filled in {self.dtype}, the embeddings are {dtype}.")
+        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:
@@ -173,6 +193,8 @@ class PLTCache(PLTCacheMixin, DynamicCache):
     Args:
         config: the `PLTConfig` of the model that will fill the cache.
     """
+
+    is_croppable = True  # once recording has been activated, which those who ask do
 
     def __init__(self, config):
         super().__init__(config=config)
@@ -252,14 +274,18 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         self.carry.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for layer in self.all_layers:
-            layer.batch_repeat_interleave(repeats)
-        self.carry.repeat_interleave(repeats)
+        """Repeat every row of the batch."""
+        if self.carry.positions is not None:
+            self.reorder_cache(torch.arange(len(self.carry.positions)).repeat_interleave(repeats))
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        for layer in self.all_layers:
-            layer.batch_select_indices(indices)
-        self.carry.select(indices)
+    def batch_select_indices(self, indices: Tensor | list[int]) -> None:
+        """Replace the batch by these rows of it: a bool mask, or numbers, of which negative ones count from the end.
+
+        Raises:
+            IndexError: there is no such row; the cache is left as it was.
+        """
+        if self.carry.positions is not None:
+            self.reorder_cache(torch.arange(len(self.carry.positions))[torch.as_tensor(indices, device="cpu")])
 
     def reset(self) -> None:
         for layer in self.all_layers:
@@ -268,4 +294,4 @@ class PLTCache(PLTCacheMixin, DynamicCache):
             layer.keys = layer.values = None
             layer.is_initialized = False
         self.carry.reset()
-        self.why_closed = None
+        self.why_closed = self.dtype = None

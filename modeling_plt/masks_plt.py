@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from .cache_name_plt import THEIRS
 from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .positions_plt import (
@@ -51,6 +52,7 @@ def make_masks(
     """
     num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
     check_shapes(inputs_embeds, attention_mask, position_ids, num_past)
+    refuse_overflow(past_key_values, num_past, inputs_embeds.shape[1])
     attention_mask = None if attention_mask is None else attention_mask != 0
     batch_size, num_tokens, _ = inputs_embeds.shape
     positions = position_ids
@@ -61,11 +63,12 @@ def make_masks(
     follows = follows_previous(token_positions, last_position)
     # tracing cannot read values, and decoding must not wait for them
     if num_tokens > 1 and not torch.compiler.is_compiling():
-        refuse_overflow(past_key_values, num_past, num_tokens)
         has_mask = attention_mask is not None
         if has_mask:
             refuse_gaps(attention_mask, past_key_values)
-        if position_ids is not None and holds_several_documents(token_positions, last_position, has_mask):
+        if holds_several_documents(token_positions, last_position, has_mask):
+            if position_ids is None:
+                refuse_other_count(token_positions, last_position)
             # without a mask and a cache, transformers builds the masks of documents from their positions
             attention_mask = None
             note_documents(past_key_values, num_past)
@@ -82,14 +85,14 @@ def make_masks(
         "attention_mask": attention_mask,
         "position_ids": token_positions,
     }
-    masks["full_attention"] = create_causal_mask(past_key_values=past_key_values, **mask_kwargs)
+    masks["full_attention"] = finite(create_causal_mask(**mask_kwargs, **{THEIRS: past_key_values}))
     if config.has_gate and config._attn_implementation in DENSE:
         starts = sequence_starts(follows, num_past, attention_mask)
         visible = visible_in_window(config, starts, num_past, past_key_values)
         masks["sliding_attention"] = as_mask(visible, config, inputs_embeds.dtype)
     elif config.has_gate:
         window_cache = None if past_key_values is None else past_key_values.later_loops[0]
-        masks["sliding_attention"] = create_sliding_window_causal_mask(past_key_values=window_cache, **mask_kwargs)
+        masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs, **{THEIRS: window_cache})
     return masks
 
 
@@ -100,7 +103,11 @@ def sequence_starts(follows: Tensor, num_past: int | Tensor, attention_mask: Ten
     """
     columns = num_past + torch.arange(follows.shape[1], device=follows.device)
     first = 0 if attention_mask is None else attention_mask.to(follows.device).long().argmax(dim=1, keepdim=True)
-    return torch.where(follows, first, columns).cummax(dim=1).values
+    starts = torch.where(follows, first, columns)
+    if torch.compiler.is_exporting():  # ONNX has no cumulative maximum
+        is_before = columns[None, :] <= columns[:, None]
+        return torch.where(is_before, starts.unsqueeze(1), NO_START).amax(dim=2)
+    return starts.cummax(dim=1).values
 
 
 def visible_in_window(
@@ -110,17 +117,21 @@ def visible_in_window(
 
     `[B, 1, T, n]` for tokens that are no more than the window, else in blocks, `[B, blocks, 1, W, n]`.
     """
-    num_tokens, window, num_kept = starts.shape[1], config.sliding_window, config.sliding_window - 1
+    num_tokens, window = starts.shape[1], config.sliding_window
     last = num_past + torch.arange(num_tokens, device=starts.device)[-1]
     if past_key_values is not None and past_key_values.is_compileable:
+        num_kept = past_key_values.ring_size - 1
         if num_tokens == 1:
-            return ring_mask(starts, last, window)
+            return ring_mask(starts, last, window, past_key_values.ring_size)
     else:
-        num_kept = min(num_kept, num_past)
-    if isinstance(num_tokens, torch.SymInt) or num_tokens <= window:
+        num_kept = min(window - 1, num_past)
+    is_traced = torch.compiler.is_compiling()
+    if num_tokens == 1 or torch.compiler.is_exporting() or (num_tokens <= window and not is_traced):
         # an exported program takes any length, and so cannot count blocks
         return window_mask(starts, last, window, block=num_tokens, reach=num_kept)[:, 0]
-    return window_mask(starts, last, window, block=window, reach=min(window - 1, num_kept + num_tokens - window))
+    # a reach that depends on the length would make traced code another graph for each
+    reach = window - 1 if is_traced else min(window - 1, num_kept + num_tokens - window)
+    return window_mask(starts, last, window, block=window, reach=reach)
 
 
 def window_mask(starts: Tensor, last: Tensor, window: int, block: int, reach: int) -> Tensor:
@@ -141,9 +152,9 @@ def window_mask(starts: Tensor, last: Tensor, window: int, block: int, reach: in
     return is_visible(keys.unsqueeze(1), queries.unsqueeze(2), starts.unsqueeze(3), window).unsqueeze(2)
 
 
-def ring_mask(starts: Tensor, last: Tensor, window: int) -> Tensor:
-    """The same for one token `[B, 1]` and keys that lie in a ring, column c at c modulo W: `[B, 1, 1, W]`."""
-    keys = last - (last - torch.arange(window, device=starts.device)) % window
+def ring_mask(starts: Tensor, last: Tensor, window: int, size: int) -> Tensor:
+    """The same for one token `[B, 1]` and n keys that lie in a ring, column c at c modulo n: `[B, 1, 1, n]`."""
+    keys = last - (last - torch.arange(size, device=starts.device)) % size
     return is_visible(keys, last, starts, window)[:, None, None]
 
 
@@ -155,15 +166,21 @@ def as_mask(visible: Tensor, config: PLTConfig, dtype: torch.dtype) -> Tensor:
     """A mask as `eager` and `sdpa` take it: numbers to add to the scores, or booleans."""
     if config._attn_implementation == "sdpa":
         return visible
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    return finite(torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min))
+
+
+def finite(mask: Tensor | None) -> Tensor | None:
+    """A mask whose numbers are finite in the float32 softmax of `eager` too: rows of only -inf would give NaN."""
+    if isinstance(mask, Tensor) and mask.dtype == torch.float64:
+        return mask.clamp(min=torch.finfo(torch.float32).min)
+    return mask
 
 
 def check_shapes(
     inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int | Tensor
 ) -> None:
     batch_size, num_tokens, _ = inputs_embeds.shape
-    # a length in a tensor is not read while tracing, nor for every token
-    is_known = isinstance(num_past, int) or (num_tokens > 1 and not torch.compiler.is_compiling())
+    is_known = can_read(num_past, num_tokens)
     if attention_mask is not None and not (
         attention_mask.dim() == 2
         and attention_mask.shape[0] == batch_size
@@ -184,9 +201,16 @@ def check_shapes(
         )
 
 
+def can_read(length: int | Tensor, num_tokens: int) -> bool:
+    """Whether a cached length is known: in a tensor, not while tracing, nor where every token would wait for it."""
+    return isinstance(length, int) or (
+        not torch.compiler.is_compiling() and (num_tokens > 1 or length.device.type == "cpu")
+    )
+
+
 def refuse_overflow(past_key_values: PLTCacheMixin | None, num_past: int | Tensor, num_tokens: int) -> None:
     room = -1 if past_key_values is None else past_key_values.get_max_length()
-    if 0 <= room < num_past + num_tokens:
+    if can_read(num_past, num_tokens) and 0 <= room < num_past + num_tokens:
         raise ValueError(f"The static cache holds {room} tokens, {int(num_past) + num_tokens} are wanted.")
 
 
@@ -200,6 +224,14 @@ def refuse_gaps(attention_mask: Tensor, past_key_values: PLTCacheMixin | None) -
         )
     if past_key_values is not None and ends_in_pads(attention_mask):
         past_key_values.why_closed = "it ends in pads, and tokens behind them are not supported. Pad on the left."
+
+
+def refuse_other_count(token_positions: Tensor, last_position: Tensor) -> None:
+    raise ValueError(
+        f"`past_key_values` ends at positions {last_position.flatten().tolist()} of its rows, but the new tokens were "
+        f"counted to start at {token_positions[:, 0].tolist()}: the `attention_mask` must mark the pads of the cached "
+        "tokens, or `position_ids` must be given."
+    )
 
 
 def note_documents(past_key_values: PLTCacheMixin | None, num_past: int | Tensor) -> None:

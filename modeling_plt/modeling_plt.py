@@ -4,27 +4,35 @@
 B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh head_dim, D hidden, V vocabulary.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation.continuous_batching import PagedAttentionCache
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import can_return_tuple
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
+from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, call_it, passes_their_name, takes_either_name
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .linear_plt import PLTLinear
 from .masks_plt import DENSE, make_masks
 from .prefill_plt import needed_positions, tail
 from .static_cache_plt import PLTStaticCache
@@ -50,27 +58,13 @@ class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
     loop_hidden_states: tuple[Tensor, ...] | None = None
 
 
-class PLTMLP(nn.Module):
-    """Llama's MLP."""
-
-    def __init__(self, config: PLTConfig):
-        super().__init__()
-        self.gate_proj = PLTLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = PLTLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = PLTLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
-
-
 class PLTDecoderLayer(GradientCheckpointingLayer):
     """A Llama layer that hands loop 0's keys and values to the later loops."""
 
     def __init__(self, config: PLTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = PLTAttention(config, layer_idx)
-        self.mlp = PLTMLP(config)
+        self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.sandwich_norm = config.sandwich_norm
@@ -116,7 +110,7 @@ class PLTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["PLTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -127,6 +121,16 @@ class PLTPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(LastLoopTap, index=0),
         "attentions": OutputRecorder(PLTAttention, index=1),
     }
+
+    def __init__(self, config: PLTConfig, *args, **kwargs):
+        config.validate()  # overrides in `from_pretrained` have set one field at a time
+        super().__init__(config, *args, **kwargs)
+
+    def floating_point_ops(self, input_dict: dict, exclude_embeddings: bool = True) -> int:
+        """Forward and backward of one batch, as `Trainer` logs it: the layers count once per loop."""
+        once = super().floating_point_ops(input_dict, exclude_embeddings)
+        repeated = sum(parameter.numel() for parameter in self.base_model.layers.parameters())
+        return once + 6 * self.estimate_tokens(input_dict) * repeated * (self.config.num_loops - 1)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -157,6 +161,7 @@ class PLTModel(PLTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_either_name
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -169,7 +174,7 @@ class PLTModel(PLTPreTrainedModel):
         use_cache: bool | None = None,
         output_loop_hidden_states: bool = False,
         num_outputs: int = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> PLTModelOutputWithPast:
         """Run all loops over T tokens (paper section 3).
 
@@ -180,7 +185,8 @@ class PLTModel(PLTPreTrainedModel):
             position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
                 any other position starts a sequence, as in packed documents. Absent, they are counted from the
                 mask, or from the length of the cache. In compiled code, packed documents must come without a mask.
-            past_key_values: the cache of the tokens so far; extended in place.
+            past_key_values: the cache of the tokens so far; extended in place. Also taken under the name `cache`.
+                A forward that ends in an exception closes it.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
             num_outputs: how many of the last positions are wanted of the last loop, 0 for all; what only others need
@@ -189,10 +195,12 @@ class PLTModel(PLTPreTrainedModel):
                 `output_attentions`, `return_dict` as everywhere.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or shapes that do not fit together.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token, shapes that do not fit together,
+                a cache under both of its names, or positions that do not continue those in it.
             TypeError: a cache that is not a `PLTCache`.
             NotImplementedError: continuous batching, bidirectional attention, pads between real tokens, packed
-                documents behind a cache. A single token is not checked: it would wait for the device at every step.
+                documents behind a cache. The values of a single token are not checked: that would wait for the device
+                at every step.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
@@ -200,7 +208,7 @@ class PLTModel(PLTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
-        self.refuse_unsupported(past_key_values, kwargs)
+        self.refuse_unsupported(past_key_values, inputs_embeds, kwargs)
         masks = attention_mask  # ready-made by `generate` for compiled decoding
         if not isinstance(masks, dict):
             masks = make_masks(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
@@ -219,15 +227,16 @@ class PLTModel(PLTPreTrainedModel):
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
         spans = needed_positions(self.config, num_tokens, num_outputs)
-        states = self.run_loops(inputs_embeds, carry, masks["follows"].unsqueeze(-1), spans, **kwargs)
-        if past_key_values is not None:
-            past_key_values.carry.write(states[: len(carry)], token_positions)
+        with nullcontext() if past_key_values is None else past_key_values.extending():
+            states = self.run_loops(inputs_embeds, carry, masks["follows"].unsqueeze(-1), spans, **kwargs)
+            if past_key_values is not None:
+                past_key_values.carry.write(states[: len(carry)], token_positions)
         loop_hidden_states = None
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
             loop_hidden_states = (*earlier, states[-1])
         return PLTModelOutputWithPast(
-            last_hidden_state=states[-1], past_key_values=past_key_values, loop_hidden_states=loop_hidden_states
+            last_hidden_state=states[-1], loop_hidden_states=loop_hidden_states, **{THEIRS: past_key_values}
         )
 
     def start_from(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
@@ -308,17 +317,20 @@ class PLTModel(PLTPreTrainedModel):
                 self.last_loop_tap(tail(layer_input, num_outputs), tail(hidden_states, num_outputs))
         return hidden_states, shared_out
 
-    def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, kwargs: dict) -> None:
-        if "cache" in kwargs:
-            raise NotImplementedError(
-                "Continuous batching is not supported: its paged cache has no place for the carry and the windows "
-                "of later loops. Use `generate()`."
+    def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: dict) -> None:
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError(f"`input_ids` must hold at least one token, got {list(inputs_embeds.shape[:2])}.")
+        if self.config.has_gate and self.layers[0].self_attn.plt_gate is None:
+            raise ValueError(
+                '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
+                "setting, instead of changing its config."
             )
         if kwargs.pop("is_causal", None) is False:
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
         if past_key_values is None:
             return
         refuse_foreign(past_key_values)
+        past_key_values.refuse_others(inputs_embeds)
         for name, value in past_key_values.made_for.items():
             if value != getattr(self.config, name):
                 raise ValueError(
@@ -345,9 +357,10 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PLTModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = PLTLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_either_name
     @can_return_tuple
     def forward(
         self,
@@ -359,7 +372,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> PLTCausalLMOutputWithPast:
         """Logits `[B, T, V]` of the last loop, and the loss if there are labels. Arguments as in `PLTModel.forward`.
 
@@ -386,10 +399,10 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         return PLTCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             loop_hidden_states=outputs.loop_hidden_states,
+            **{THEIRS: getattr(outputs, THEIRS)},
         )
 
     def can_prune(self, kwargs: dict) -> bool:
@@ -398,11 +411,19 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             return False
         return not any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
 
+    generate = passes_their_name(GenerationMixin.generate)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
+        return call_it(OURS, super().prepare_inputs_for_generation(*args, **call_it(THEIRS, kwargs)))
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
-        wanted, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
         if given is not None:
             refuse_foreign(given)
+            refuse_lookup_behind(given, generation_mode)
         if wanted not in (None, "dynamic", "static"):
             raise NotImplementedError(
                 f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
@@ -411,9 +432,9 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         if isinstance(given, PLTCache) and not generation_config.is_assistant:
             given.stop_past_recording()
         if given is None and generation_config.use_cache is not False and wanted != "static":
-            model_kwargs["past_key_values"] = PLTCache(self.config)
+            model_kwargs[THEIRS] = PLTCache(self.config)
             if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
+                model_kwargs[THEIRS].activate_past_recording()
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
 
@@ -429,6 +450,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         return cache
 
     @staticmethod
+    @takes_either_name
     def create_masks_for_generate(
         config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
     ) -> dict[str, Tensor | None]:
@@ -447,12 +469,37 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         )
 
 
+class PLTForSequenceClassification(GenericForSequenceClassification, PLTPreTrainedModel):
+    """The decoder and a label for each sequence `[B, num_labels]`, read at its last token."""
+
+
+class PLTForTokenClassification(GenericForTokenClassification, PLTPreTrainedModel):
+    """The decoder and a label for each token `[B, T, num_labels]`."""
+
+
+class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
+    """The decoder and the start and the end of an answer, `[B, T]` each."""
+
+
 def refuse_foreign(past_key_values: Cache) -> None:
+    if isinstance(past_key_values, PagedAttentionCache):
+        raise NotImplementedError(
+            "Continuous batching is not supported: its paged cache has no place for the carry and the windows of "
+            "later loops. Use `generate()`."
+        )
     if not isinstance(past_key_values, PLTCacheMixin):
         raise TypeError(
             f"`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got `{type(past_key_values).__name__}`, "
             "which has no place for the carry and the windows of later loops. (Prefix tuning passes such a cache: not "
             "supported.)"
+        )
+
+
+def refuse_lookup_behind(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
+    if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
+        raise NotImplementedError(
+            "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
+            "feed the whole prompt into it again. Leave out the cache, or the lookup."
         )
 
 
@@ -464,6 +511,15 @@ def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Ten
         return hidden_states[:, logits_to_keep]
     if logits_to_keep.dtype == torch.bool:
         return hidden_states[logits_to_keep]
+    num_positions = hidden_states.shape[1]
+    if (
+        not torch.compiler.is_compiling()
+        and logits_to_keep.numel()
+        and not (-num_positions <= logits_to_keep.min() and logits_to_keep.max() < num_positions)
+    ):
+        raise IndexError(
+            f"`logits_to_keep` must name positions below {num_positions}, got {int(logits_to_keep.max())}."
+        )
     return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 

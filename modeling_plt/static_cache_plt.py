@@ -47,21 +47,24 @@ class StaticLoops(StaticLayer):
 
 
 class RingLayer(StaticLoops):
-    """The windows of the later loops in one decoder layer: column c is at c modulo W, `[B, (L - 1) * Hkv, W, Dh]`."""
+    """The windows of the later loops in one decoder layer: column c is at c modulo the ring's size.
+
+    `[B, (L - 1) * Hkv, n, Dh]`, where n is W, or all that the cache can hold if that is less.
+    """
 
     is_sliding = True
 
     def write(self, stored: Tensor, new: Tensor, columns: Tensor) -> Tensor:
         """Put the last of the T columns into the ring and return what their queries see.
 
-        That is the ring itself for a single token, else the W - 1 columns before the tokens and theirs, in order. Of T
+        That is the ring itself for a single token, else the n - 1 columns before the tokens and theirs, in order. Of T
         tokens, `new` may hold only the last, whose windows then lie among them.
         """
-        window = self.max_cache_len
-        before = (columns[:1] - torch.arange(window - 1, 0, -1, device=columns.device)) % window
+        size = self.max_cache_len
+        before = (columns[:1] - torch.arange(size - 1, 0, -1, device=columns.device)) % size
         seen = stored if len(columns) == 1 else torch.cat((stored.index_select(2, before), new), dim=2)
-        num_kept = min(window, new.shape[2])
-        stored.index_copy_(2, columns[-num_kept:] % window, new[:, :, -num_kept:])
+        num_kept = min(size, new.shape[2])
+        stored.index_copy_(2, columns[-num_kept:] % size, new[:, :, -num_kept:])
         return seen
 
 
@@ -104,6 +107,8 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         ValueError: `max_cache_len` is not a number above 0.
     """
 
+    is_croppable = False
+
     def __init__(self, config, max_cache_len: int):
         if max_cache_len < 1:
             raise ValueError(f"`max_cache_len` must be at least 1, got {max_cache_len}.")
@@ -112,7 +117,8 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         if config.loop_attention == "own":
             self.layers = [StaticLoops(max_cache_len, range(config.num_loops)) for _ in layers]
         has_windows = config.loop_attention == "gated_window" and later
-        self.windows = [RingLayer(config.sliding_window, later) for _ in layers] if has_windows else []
+        self.ring_size = min(config.sliding_window, max_cache_len)
+        self.windows = [RingLayer(self.ring_size, later) for _ in layers] if has_windows else []
         self.carry = StaticCarry()
         self.carried = len(later) if config.loop_shift else 0, config.hidden_size
         self.note_config(config)
@@ -139,6 +145,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         num_states, hidden_size = self.carried
         state = torch.zeros(batch_size, 1, hidden_size, dtype=dtype, device=device)
         self.carry.lazy_initialization([state] * num_states, state[..., 0].long())
+        self.dtype = dtype
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replace the batch by these rows of it, in place."""
@@ -152,7 +159,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
             layer.cumulative_length.zero_()
         if self.carry.positions is not None:
             self.carry.positions.fill_(NO_POSITION)
-        self.why_closed = None
+        self.why_closed = self.dtype = None
 
     def activate_past_recording(self) -> None:
         raise NotImplementedError(

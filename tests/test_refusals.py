@@ -5,6 +5,7 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from tiny import tiny_ids, tiny_model
 from transformers import DynamicCache, StaticCache
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 from modeling_plt import PLTCache
 
@@ -52,7 +53,7 @@ def test_continuous_batching_is_refused():
         model.generate_batch([[5, 6]])
     assert not hasattr(model, "init_continuous_batching")
     with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model(tiny_ids(1, 4), cache=object())
+        model(tiny_ids(1, 4), cache=object.__new__(PagedAttentionCache), use_cache=False)
 
 
 def test_bidirectional_attention_is_refused():

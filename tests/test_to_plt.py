@@ -110,7 +110,7 @@ def test_what_makes_no_sense_is_refused(tmp_path, capsys):
     target = tmp_path / "target"
     assert "LoopCoder-V2 is one" in refused(capsys, DATA / "loopcoder_v2", target, "--to-plt")
     assert "between 0 and 1" in refused(capsys, DATA / "nanbeige", target, "--to-plt", "--gate-start", 1)
-    assert "`sliding_window`" in refused(capsys, DATA / "nanbeige", target, "--to-plt", "--window", 0)
+    assert "'sliding_window'" in refused(capsys, DATA / "nanbeige", target, "--to-plt", "--window", 0)
     assert "is for plain sources" in refused(capsys, DATA / "nanbeige", target, "--loops", 3)
     for option in (
         ["--window", 3],

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two names of a cache: `past_key_values`, as in this package, and `cache`, as transformers says since 5.24.
+
+Every function that transformers, or a caller, may give a cache under either name is decorated here; nothing else
+knows that there are two.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from transformers.masking_utils import create_causal_mask
+
+OURS, NEW = CACHE_NAMES = ("past_key_values", "cache")
+
+# what the installed transformers says: in the arguments of `generate` and in outputs
+THEIRS = NEW if NEW in inspect.signature(create_causal_mask).parameters else OURS
+
+
+def call_it(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments with the cache, if there is one, under this name.
+
+    Raises:
+        ValueError: it is there under both names.
+    """
+    given = [known for known in CACHE_NAMES if kwargs.get(known) is not None]
+    if len(given) > 1:
+        raise ValueError("`past_key_values` and `cache` are two names of one argument; give one of them, got both.")
+    renamed = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}
+    if given:
+        renamed[name] = kwargs[given[0]]
+    return renamed
+
+
+def takes_either_name(function: Callable) -> Callable:
+    """Let a function with a parameter `past_key_values` be given it as `cache` too."""
+
+    @wraps(function)
+    def renamed(*args, **kwargs):
+        return function(*args, **call_it(OURS, kwargs))
+
+    return renamed
+
+
+def passes_their_name(function: Callable) -> Callable:
+    """Let a function of transformers be given the cache under either name, whichever of them it takes."""
+
+    @wraps(function)
+    def renamed(*args, **kwargs):
+        return function(*args, **call_it(THEIRS, kwargs))
+
+    return renamed
