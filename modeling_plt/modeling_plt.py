@@ -469,16 +469,40 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         )
 
 
+# The heads build their decoder themselves: transformers' mixins ask `AutoModel`, which refuses a saved folder's code.
+
+
 class PLTForSequenceClassification(GenericForSequenceClassification, PLTPreTrainedModel):
-    """The decoder and a label for each sequence `[B, num_labels]`, read at its last token."""
+    """The decoder and the scores of a whole sequence `[B, num_labels]`, read at its last token."""
+
+    def __init__(self, config: PLTConfig):
+        PLTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = PLTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
 
 
 class PLTForTokenClassification(GenericForTokenClassification, PLTPreTrainedModel):
-    """The decoder and a label for each token `[B, T, num_labels]`."""
+    """The decoder and the scores of each token `[B, T, num_labels]`, behind a dropout (`classifier_dropout`)."""
+
+    def __init__(self, config: PLTConfig):
+        PLTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = PLTModel(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
 
 
 class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
-    """The decoder and the start and the end of an answer, `[B, T]` each."""
+    """The decoder and, for each token, how likely an answer starts and ends there, `[B, T]` each."""
+
+    def __init__(self, config: PLTConfig):
+        PLTPreTrainedModel.__init__(self, config)
+        self.model = PLTModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
 
 
 def refuse_foreign(past_key_values: Cache) -> None:
