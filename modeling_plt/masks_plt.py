@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from .blocks_plt import as_new, count_blocks
 from .cache_name_plt import THEIRS
 from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
@@ -115,7 +116,7 @@ def visible_in_window(
 ) -> Tensor:
     """Which of its own keys a later loop sees: `window_mask`, or for one token behind a ring, `ring_mask`.
 
-    `[B, 1, T, n]` for tokens that are no more than the window, else in blocks, `[B, blocks, 1, W, n]`.
+    `[B, 1, T, n]` for tokens that are no more than the window, else in blocks, `[blocks, B, 1, W, n]`.
     """
     num_tokens, window = starts.shape[1], config.sliding_window
     last = num_past + torch.arange(num_tokens, device=starts.device)[-1]
@@ -126,16 +127,16 @@ def visible_in_window(
     else:
         num_kept = min(window - 1, num_past)
     is_traced = torch.compiler.is_compiling()
-    if num_tokens == 1 or torch.compiler.is_exporting() or (num_tokens <= window and not is_traced):
+    if num_tokens == 1 or torch.compiler.is_exporting() or (not is_traced and num_tokens <= window):
         # an exported program takes any length, and so cannot count blocks
-        return window_mask(starts, last, window, block=num_tokens, reach=num_kept)[:, 0]
+        return window_mask(starts, last, window, 1, block=num_tokens, reach=num_kept)[0]
     # a reach that depends on the length would make traced code another graph for each
     reach = window - 1 if is_traced else min(window - 1, num_kept + num_tokens - window)
-    return window_mask(starts, last, window, block=window, reach=reach)
+    return window_mask(starts, last, window, count_blocks(num_tokens, window), block=window, reach=reach)
 
 
-def window_mask(starts: Tensor, last: Tensor, window: int, block: int, reach: int) -> Tensor:
-    """Which keys each query sees, in blocks of queries: `[B, blocks, 1, block, reach + block]`.
+def window_mask(starts: Tensor, last: Tensor, window: int, num_blocks: int, block: int, reach: int) -> Tensor:
+    """Which keys each query sees, in blocks of queries: `[blocks, B, 1, block, reach + block]`.
 
     Each block of queries sees its own keys and the `reach` before them, so T queries cost T times the window, not T
     times T. The last block ends with the last token; the first may begin before the first.
@@ -144,12 +145,15 @@ def window_mask(starts: Tensor, last: Tensor, window: int, block: int, reach: in
         starts: `[B, T]`, see `sequence_starts`.
         last: the column of the last token, a single number.
     """
-    num_blocks = -(-starts.shape[1] // block)
-    starts = pad(starts, (num_blocks * block - starts.shape[1], 0), value=NO_START)
-    queries = last - torch.arange(num_blocks * block - 1, -1, -1, device=starts.device)
-    queries, starts = queries.unflatten(0, (num_blocks, block)), starts.unflatten(1, (num_blocks, block))
-    keys = queries[:, :1] + torch.arange(-reach, block, device=starts.device)
-    return is_visible(keys.unsqueeze(1), queries.unsqueeze(2), starts.unsqueeze(3), window).unsqueeze(2)
+    num_queries = num_blocks * block
+    starts = pad(starts, (num_queries - starts.shape[1], 0), value=NO_START)
+    # columns from here on count from the first query of their block
+    queries = torch.arange(num_queries, device=starts.device)
+    firsts = last + 1 - num_queries + queries - queries % block
+    starts = as_new((starts - firsts).unflatten(1, (-1, block)).transpose(0, 1))
+    queries = torch.arange(block, device=starts.device).unsqueeze(1)
+    keys = torch.arange(-reach, block, device=starts.device)
+    return is_visible(keys, queries, starts.unsqueeze(3), window).unsqueeze(2)
 
 
 def ring_mask(starts: Tensor, last: Tensor, window: int, size: int) -> Tensor:

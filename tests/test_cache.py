@@ -215,3 +215,26 @@ def test_loop_after_loop_decodes_the_same_with_one_row_at_a_time(row, num_loops)
     in_rows = num_loops if model.config.loop_shift else 1
     assert passes[True] == [in_rows] * (2 * 11 * num_loops // in_rows)
     assert passes[False] == [1] * (2 * 11 * num_loops)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+@pytest.mark.parametrize(
+    "indices",
+    [[2, 0], torch.tensor([True, False, True]), torch.tensor([-1, 0]), torch.tensor([0, 0, 2, 1])],
+    ids=["list", "mask", "negative", "repeated"],
+)
+def test_rows_are_selected_as_transformers_selects_them(row, indices):
+    model, input_ids = tiny_model(num_loops=3, **ABLATION_ROWS[row]).double(), tiny_ids(3, 9)
+    cache = model(input_ids[:, :6], use_cache=True).past_key_values
+    cache.batch_select_indices(indices)
+    logits = model(input_ids[indices][:, 6:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, uncached(model, input_ids)[indices][:, 6:], **TOLERANCE)
+
+
+def test_selecting_a_row_that_is_not_there_leaves_the_cache_as_it_was():
+    model, input_ids = tiny_model(num_loops=3).double(), tiny_ids(3, 9)
+    cache = model(input_ids[:, :6], use_cache=True).past_key_values
+    with pytest.raises(IndexError):
+        cache.batch_select_indices([0, 3])
+    logits = model(input_ids[:, 6:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, uncached(model, input_ids)[:, 6:], **TOLERANCE)

@@ -26,7 +26,14 @@ sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = None  # as if t
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 torch.set_num_threads(1)  # as in the tests: sums of other thread counts round differently
 
@@ -54,6 +61,10 @@ model.save_pretrained(target)
 again = AutoModelForCausalLM.from_pretrained(target, trust_remote_code=True)
 again.save_pretrained(target + "/third")
 AutoModel.from_pretrained(target + "/third", trust_remote_code=True)
+for auto in (AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification):
+    head = auto.from_pretrained(source, trust_remote_code=True)
+    assert torch.equal(head.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert type(head.model).__module__ == type(head).__module__
 save_file(outputs, source + "/outputs.safetensors")
 """
 

@@ -123,3 +123,57 @@ def test_an_empty_batch_gives_empty_logits(length):
     model = tiny_model(num_loops=2)
     model.set_attn_implementation("eager")
     assert model(torch.zeros(0, length, dtype=torch.long)).logits.shape == (0, length, 61)
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [("num_loops", 0, "at least 1"), ("sliding_window", 0, "at least 1"), ("embedding_scale", float("nan"), "finite")],
+)
+def test_edits_and_overrides_are_checked_too(tmp_path, field, value, allowed):
+    model = tiny_model()
+    with pytest.raises(StrictDataclassError, match=allowed):
+        setattr(model.config, field, value)
+    assert getattr(model.config, field) == getattr(tiny_config(), field)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match=allowed):
+        PLTForCausalLM.from_pretrained(tmp_path, **{field: value})
+
+
+def test_overrides_that_exclude_each_other_are_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="are both 0"):
+        PLTForCausalLM.from_pretrained(tmp_path, embedding_scale=0.0, hidden_scale=0.0)
+
+
+@pytest.mark.parametrize("loop_attention", ["own", "shared"])
+def test_a_gated_model_may_leave_its_gates_out(tmp_path, loop_attention):
+    """An edit of the config gives what loading with that setting gives."""
+    model, input_ids = tiny_model(num_loops=3), tiny_ids(2, 11)
+    model.save_pretrained(tmp_path)
+    loaded = PLTForCausalLM.from_pretrained(tmp_path, loop_attention=loop_attention).eval()
+    gated = model(input_ids).logits
+    model.config.loop_attention = loop_attention
+    with torch.no_grad():
+        expected, logits = loaded(input_ids).logits, model(input_ids).logits
+        cache = model(input_ids[:, :7]).past_key_values
+        continued = model(input_ids[:, 7:8], past_key_values=cache).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+    torch.testing.assert_close(continued, expected[:, 7:8], rtol=0, atol=2e-5)  # summation order
+    assert (logits - gated).abs().max() > 0.1
+
+
+def test_a_misspelled_field_is_refused():
+    with pytest.raises(ValueError, match="`num_loop` is no field of PLTConfig; is `num_loops` meant?"):
+        PLTConfig(num_loop=3)
+    assert PLTConfig(finetuned_from="x", num_labels=3).num_labels == 3
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(StrictDataclassError, match="`hidden_act` must be an activation of transformers.*'nope'"):
+        tiny_config(hidden_act="nope")
+
+
+def test_layer_types_other_than_full_attention_are_refused():
+    assert tiny_config().from_dict({"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}).num_loops == 2
+    with pytest.raises(ValueError, match="`layer_types` must be 2 times 'full_attention'"):
+        PLTConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2)

@@ -102,3 +102,15 @@ def test_loss_is_the_mean_cross_entropy_of_the_next_token():
     output = model(input_ids, labels=labels)
     expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("num_loops", [1, 3])
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_attentions_and_hidden_states_are_on_the_way_to_the_loss(row, num_loops):
+    model = tiny_model(num_loops=num_loops, attn_implementation="eager", **ABLATION_ROWS[row])
+    output = model(tiny_ids(2, 9), output_attentions=True, output_hidden_states=True, use_cache=False)
+    for states in (*output.attentions, *output.hidden_states):
+        states.retain_grad()
+    output.logits.square().sum().backward()
+    for states in (*output.attentions, *output.hidden_states):
+        assert states.grad is not None and states.grad.abs().max() > 0

@@ -181,3 +181,16 @@ def test_left_padding_told_by_positions_alone_equals_rows_alone(use_cache, pad_p
         if use_cache:
             with pytest.raises(NotImplementedError, match="cannot be continued: .* without an `attention_mask`"):
                 model(input_ids[:, :1], past_key_values=output.past_key_values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_loops", [1, 3])
+def test_left_padding_gives_numbers_in_every_format(num_loops, dtype):
+    model, input_ids = tiny_model(num_loops=num_loops, attn_implementation="eager").to(dtype), tiny_ids(2, 11)
+    mask = torch.ones_like(input_ids)
+    mask[0, :6] = 0
+    with torch.no_grad():
+        logits = model(input_ids, attention_mask=mask).logits[0, 6:]
+        alone = model(input_ids[:1, 6:]).logits[0]
+    tolerance = {torch.float64: 1e-5, torch.float32: 2e-5, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(logits, alone, rtol=0, atol=tolerance)  # eager's softmax is float32, so is rounding

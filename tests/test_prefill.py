@@ -188,16 +188,16 @@ def test_the_blocks_of_a_window_cover_what_a_dense_mask_shows(window, num_past):
     """Each query's visible columns, read from the blocks, against the definition."""
     starts = torch.tensor([[0] * 11, [0, 0, 0, 0, 0, 5, 5, 7, 8, 8, 8]]) + num_past * torch.tensor([[0], [1]])
     reach = min(window - 1, num_past + 11 - window)
-    mask = window_mask(starts, torch.tensor(num_past + 10), window, window, reach)
     blocks = -(-11 // window)
-    assert mask.shape == (2, blocks, 1, window, window + reach)
+    mask = window_mask(starts, torch.tensor(num_past + 10), window, blocks, window, reach)
+    assert mask.shape == (blocks, 2, 1, window, window + reach)
     for row in range(2):
         for token in range(11):
             query = num_past + token
             wanted = set(range(max(query - window + 1, int(starts[row, token])), query + 1))
             place = token + blocks * window - 11  # counted from the first block's start
             first_key = num_past + 11 - (blocks - place // window) * window - reach
-            seen = mask[row, place // window, 0, place % window].nonzero().flatten() + first_key
+            seen = mask[place // window, row, 0, place % window].nonzero().flatten() + first_key
             assert set(seen.tolist()) == wanted
 
 

@@ -7,7 +7,7 @@ from tiny import tiny_ids, tiny_model
 from transformers import DynamicCache, StaticCache
 from transformers.generation.continuous_batching import PagedAttentionCache
 
-from modeling_plt import PLTCache
+from modeling_plt import PLTCache, PLTStaticCache
 
 
 @pytest.mark.parametrize("make", [lambda config: DynamicCache(), lambda config: StaticCache(config, 20)])
@@ -122,3 +122,51 @@ def test_a_cache_is_refused_when_training_with_checkpointing():
     model.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="gradient checkpointing"):
         model(tiny_ids(1, 4), past_key_values=PLTCache(model.config))
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 8)], ids=["no mask", "all ones"])
+def test_several_tokens_behind_left_padding_need_its_mask(mask, static):
+    model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 8)
+    padded = torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
+    cache = PLTStaticCache(model.config, 12) if static else PLTCache(model.config)
+    model(input_ids[:, :5], attention_mask=padded, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"ends at positions \[4, 1\].*counted to start at \[5, 5\]"):
+        model(input_ids[:, 5:], attention_mask=mask, past_key_values=cache)
+    model(input_ids[:, 5:], attention_mask=torch.cat((padded, torch.ones(2, 3)), dim=1), past_key_values=cache)
+
+
+def test_the_mask_of_one_token_covers_a_static_cache():
+    model = tiny_model()
+    cache = PLTStaticCache(model.config, 12)
+    model(tiny_ids(1, 8), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"\[1, 9\] here, got \[1, 1\]"):
+        model(tiny_ids(1, 1), attention_mask=torch.ones(1, 1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("kind", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_lookup_and_assistance_do_not_continue_a_cache(kind):
+    model, prompt = tiny_model(num_loops=3), tiny_ids(1, 6)
+    kwargs = {kind: 3 if kind == "prompt_lookup_num_tokens" else tiny_model(num_loops=1)}
+    cache = model(prompt[:, :5], use_cache=True).past_key_values
+    with pytest.raises(NotImplementedError, match="cannot continue from a filled `past_key_values`"):
+        model.generate(prompt, past_key_values=cache, max_new_tokens=4, **kwargs)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"at least one token, got \[2, 0\]"):
+        tiny_model()(torch.zeros(2, 0, dtype=torch.long))
+
+
+def test_logits_beyond_the_last_position_are_refused():
+    model, input_ids = tiny_model(), tiny_ids(2, 6)
+    for wanted in (torch.tensor([[0, 6], [1, 2]]), torch.tensor([[0, -7], [1, 2]]), torch.tensor([6])):
+        with pytest.raises(IndexError):
+            model(input_ids, logits_to_keep=wanted)
+
+
+def test_a_model_without_gates_cannot_be_given_a_gated_window():
+    for model in (tiny_model(loop_attention="shared"), tiny_model(num_loops=1)):
+        model.config.loop_attention, model.config.num_loops = "gated_window", 2
+        with pytest.raises(ValueError, match="needs gates, which this model was built without"):
+            model(tiny_ids(1, 4))

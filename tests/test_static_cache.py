@@ -215,3 +215,20 @@ def test_what_it_cannot_do_is_refused():
     model.set_attn_implementation("flex_attention")
     with pytest.raises(NotImplementedError, match="eager and sdpa"):
         model(input_ids, past_key_values=PLTStaticCache(model.config, 9))
+
+
+@pytest.mark.parametrize("max_cache_len", [1, 3, 9, 10, 20])
+@pytest.mark.parametrize("prefill", [1, 5, 9])
+def test_a_ring_is_no_larger_than_the_cache(max_cache_len, prefill):
+    model, input_ids = tiny_model(num_loops=3, sliding_window=10), tiny_ids(2, min(max_cache_len, 12))
+    mask = torch.ones_like(input_ids)
+    mask[0, :2] = 0
+    expected = model(input_ids, attention_mask=mask).logits
+    cache, logits = PLTStaticCache(model.config, max_cache_len), []
+    with torch.no_grad():
+        for ids in (input_ids[:, :prefill], *(input_ids[:, n : n + 1] for n in range(prefill, input_ids.shape[1]))):
+            num_seen = sum(part.shape[1] for part in logits) + ids.shape[1]
+            output = model(ids, attention_mask=mask[:, :num_seen], past_key_values=cache)
+            logits.append(output.logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1)[mask == 1], expected[mask == 1], rtol=0, atol=2e-5)
+    assert {layer.keys.shape[2] for layer in cache.windows} == {min(10, max_cache_len)}
