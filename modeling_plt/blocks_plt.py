@@ -40,7 +40,7 @@ def fold_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tupl
 
 
 def as_new(states: Tensor) -> Tensor:
-    """A copy in order: of strides that depend on the number of blocks, traced code makes one graph for each relation."""
+    """A copy in order: for strides that depend on the number of blocks, traced code would make several graphs."""
     return states.clone(memory_format=torch.contiguous_format)
 
 
