@@ -52,15 +52,6 @@ class PLTConfig(PreTrainedConfig):
 
     model_type = "plt"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
 
     num_loops: int = count(2)  # passes over the shared layers; 1 is a plain decoder
     loop_shift: bool = True  # later loops read the previous token's state, so all loops of a token run in one pass
@@ -109,6 +100,7 @@ class PLTConfig(PreTrainedConfig):
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
         self.refuse_misspelled(kwargs)
+        self.base_model_tp_plan = self.tensor_parallel_plan()
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
@@ -130,6 +122,17 @@ class PLTConfig(PreTrainedConfig):
     def layer_types(self, value: list[str] | None) -> None:
         if value is not None and list(value) != self.layer_types:
             raise ValueError(f"`layer_types` must be {self.num_hidden_layers} times 'full_attention', got {value}.")
+
+    def tensor_parallel_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers: by heads, those of the gate included."""
+        plan = dict.fromkeys((f"self_attn.{name}_proj" for name in "qkv"), "colwise")
+        plan |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "colwise")
+        plan |= dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), "rowwise")
+        if self.has_gate:
+            plan |= dict.fromkeys(("self_attn.plt_gate.weight", "self_attn.plt_gate.bias"), "colwise")
+        if self.qk_norm:
+            plan |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), "replicated_with_grad_allreduce")
+        return {f"layers.*.{name}": style for name, style in plan.items()}
 
     @property
     def has_gate(self) -> bool:

@@ -18,6 +18,7 @@ from .blocks_plt import fold_blocks, unfold_blocks
 from .cache_plt import last_columns
 from .configuration_plt import PLTConfig
 from .prefill_plt import tail
+from .tensor_parallel_plt import own_heads, read_by_all_heads
 
 # the first loop that attends to keys of its own: every loop does, the later ones do within a window, or none does
 FIRST_OWN_LOOP = {"own": 0, "gated_window": 1, "shared": sys.maxsize}
@@ -43,10 +44,11 @@ class PLTGate(nn.Module):
 
         At least float32, in which a gate near 1 still differs from 1 and has a gradient.
         """
+        weight, bias = own_heads(self.weight), own_heads(self.bias)
         if self.reads_query:
-            logits = (query * self.weight[:, None]).sum(dim=-1).transpose(1, 2) + self.bias
+            logits = (query * weight[:, None]).sum(dim=-1).transpose(1, 2) + bias
         else:
-            logits = nn.functional.linear(self.gate_norm(layer_input), self.weight, self.bias)
+            logits = nn.functional.linear(read_by_all_heads(self.gate_norm(layer_input), self.weight), weight, bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
     def zero(self) -> Tensor:
@@ -54,7 +56,7 @@ class PLTGate(nn.Module):
 
         Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
         """
-        return 0 * sum(parameter.sum() for parameter in self.parameters())
+        return 0 * sum(own_heads(parameter).sum() for parameter in self.parameters())
 
 
 class FoldedQueries(nn.Module):

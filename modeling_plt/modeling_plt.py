@@ -352,6 +352,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
     """The decoder and its language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: PLTConfig):
         super().__init__(config)

@@ -202,3 +202,12 @@ def test_new_models_start_with_the_gate_at_one_half():
     values = gate(torch.randn(2, 5, 32), torch.randn(2, 4, 5, 8))
     assert values.shape == (2, 5, 4)
     assert (values == 0.5).all()
+
+
+@pytest.mark.parametrize("num_loops", [1, 2, 3])
+def test_the_layers_count_once_per_loop_in_what_trainer_logs(num_loops):
+    model, inputs = tiny_model(num_loops=num_loops), {"input_ids": tiny_ids(2, 9)}
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    once = sum(parameter.numel() for parameter in (*model.model.norm.parameters(), *model.lm_head.parameters()))
+    assert model.floating_point_ops(inputs) == 6 * 18 * (num_loops * layers + once)
+    assert model.model.floating_point_ops(inputs) < model.floating_point_ops(inputs)
