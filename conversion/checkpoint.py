@@ -10,9 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from conversion_plt.messages import named, shown, some
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DEPTH = 100  # of lists and objects in each other; Python copies and prints them to some hundreds
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,31 @@ def read_json(path: Path) -> dict:
     """A JSON object.
 
     Raises:
-        ValueError: the file is missing, is not JSON, or is not an object.
+        ValueError: the file is missing, is not JSON, is nested too deep, or is not an object.
     """
     if not path.is_file():
         raise ValueError(f"`{path.name}` is missing in {path.parent}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        check_depth(content)
+    except RecursionError as error:
+        raise ValueError(f"{path} must have at most {DEPTH} lists and objects in each other, got more.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
     return content
+
+
+def check_depth(content: object) -> None:
+    """RecursionError if there are more than `DEPTH` lists and objects in each other."""
+    level = [content]
+    for _ in range(DEPTH + 1):
+        lists = [item if isinstance(item, list) else item.values() for item in level if isinstance(item, list | dict)]
+        level = [item for inner in lists for item in inner]
+        if not level:
+            return
+    raise RecursionError
 
 
 def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
@@ -75,7 +92,7 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
 
     Raises:
         ValueError: a file is missing, truncated or corrupt; the index names a file outside the folder, or does not
-            agree with the files; a tensor is not of a float type.
+            agree with the files; there is no tensor, or one that is not of a float type.
     """
     config = read_json(folder / "config.json")
     folder = weights or folder
@@ -85,10 +102,12 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
         if listed is not None and listed != set(stored):
             listed_only, stored_only = sorted(listed - set(stored)), sorted(set(stored) - listed)
             raise ValueError(
-                f"{INDEX_FILE} and {file.name} must name the same tensors; only in the index: {listed_only[:5]}, "
-                f"only in the file: {stored_only[:5]}."
+                f"{INDEX_FILE} and {file.name} must name the same tensors; only in the index: {some(listed_only)}, "
+                f"only in the file: {some(stored_only)}."
             )
         tensors |= stored
+    if not tensors:
+        raise ValueError(f"{folder} must hold weights, got files without a tensor.")
     return Checkpoint(folder, config, tensors)
 
 
@@ -115,9 +134,9 @@ def file_inside(folder: Path, name: str, index_file: str) -> Path:
     """The file of that name; a name from an index must not lead out of the folder."""
     is_plain = isinstance(name, str) and PurePosixPath(name).name == name == PureWindowsPath(name).name
     if not is_plain or name in ("", ".."):
-        raise ValueError(f"{index_file} must name files in its own folder, got {name!r}.")
+        raise ValueError(f"{index_file} must name files in its own folder, got {shown(name)}.")
     if not (folder / name).is_file():
-        raise ValueError(f"{index_file} names {name!r}, which is missing in {folder}.")
+        raise ValueError(f"{index_file} names {shown(name)}, which is missing in {folder}.")
     return folder / name
 
 
@@ -150,7 +169,7 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
         start, stop = entry["data_offsets"]
         if entry["dtype"] not in DTYPES:
             raise ValueError(
-                f"`{name}` in {file.name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}. "
+                f"{named(name)} in {file.name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}. "
                 "Quantized checkpoints must be dequantized first."
             )
         yield StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), first + start, first + stop)

@@ -1,148 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `plt-convert`."""
+"""The command `plt-convert`, and how it ends."""
 
-import argparse
-import shlex
 import signal
 import sys
-from pathlib import Path
 
-from conversion_plt.checkpoint import open_checkpoint, read_json
-from conversion_plt.convert import Request, convert
-from conversion_plt.hub import find_folder
-from conversion_plt.pickled import has_only_pickles
-from conversion_plt.plan import make_config, make_plan
-from conversion_plt.source import all_sources, find_source
-from conversion_plt.to_plt import PLTStart
-
-USAGE = """\
-plt-convert SOURCE TARGET [--to-plt ...]
-       plt-convert inspect SOURCE"""
+from conversion_plt.messages import one_line
 
 
-def source_table() -> str:
-    """The sources, one a line: `model_type`, publisher's name, what it becomes."""
-    return "\n".join(f"  {item.model_type:16} {item.title:20} {item.becomes}" for item in all_sources().values())
+def run(arguments: list[str]) -> None:
+    """Do what a command line says."""
+    # torch and transformers take seconds to import: an interruption then is one like any other
+    from conversion_plt.arguments import inspect_parser, read_request
+    from conversion_plt.convert import convert
+    from conversion_plt.inspection import inspect
 
-
-def convert_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "plt-convert",
-        usage=USAGE,
-        description="Turn a published checkpoint into a folder that loads as a Parallel Loop Transformer.",
-        epilog=f"sources, by the `model_type` of their config:\n{source_table()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", help="local folder or hub id")
-    parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--loops", type=int, help="run a plain source as a loop of its whole stack")
-    parser.add_argument(
-        "--expected", type=Path, metavar="FILE", help="safetensors with `input_ids` and `logits` to reproduce"
-    )
-    parser.add_argument(
-        "--ignore", nargs="+", default=[], metavar="FIELD", help="fields of the source's config to leave out"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
-    parser.add_argument(
-        "--allow-pickle", action="store_true", help="read pickle weights, through `weights_only` loading"
-    )
-    parser.add_argument("--keep-nan", action="store_true", help="accept weights that hold NaN or infinity")
-    plt = parser.add_argument_group("switch the PLT mechanisms on")
-    plt.add_argument(
-        "--to-plt", action="store_true", help="shift, shared KV and gated window; needed for what follows"
-    )
-    plt.add_argument("--window", type=int, help="keys a later loop sees of its own (default: the source's, or 64)")
-    plt.add_argument("--embedding-scale", type=float, help="weight of the embedding in a later loop's input")
-    plt.add_argument("--hidden-scale", type=float, help="weight of the previous loop's state in it")
-    plt.add_argument(
-        "--learned-scales", action=argparse.BooleanOptionalAction, default=None, help="make both parameters"
-    )
-    plt.add_argument("--gate-start", type=float, metavar="WEIGHT", help="weight of the shared KV in new gates")
-    plt.add_argument("--text", type=Path, metavar="FILE", help="text to measure the distance to the source on")
-    return parser
-
-
-def inspect_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "plt-convert inspect", description="Say what a source is and what it would become; reads no weights."
-    )
-    parser.add_argument("source", help="local folder or hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    return parser
-
-
-def read_request(arguments: list[str]) -> Request:
-    """The request that a command line makes; options that would have no effect are refused."""
-    parser = convert_parser()
-    args = parser.parse_args(arguments)
-    values = {
-        "sliding_window": args.window,
-        "embedding_scale": args.embedding_scale,
-        "hidden_scale": args.hidden_scale,
-        "learned_scales": args.learned_scales,
-        "gate": args.gate_start,
-    }
-    if not args.to_plt and (args.text is not None or any(value is not None for value in values.values())):
-        parser.error(
-            "--window, --embedding-scale, --hidden-scale, --learned-scales, --gate-start and --text need --to-plt"
-        )
-    return Request(
-        source=args.source,
-        target=args.target,
-        command=shlex.join(["plt-convert", *arguments]),
-        revision=args.revision,
-        num_loops=None if args.to_plt else args.loops,
-        start=PLTStart(num_loops=args.loops, **values) if args.to_plt else None,
-        text=args.text,
-        expected=args.expected,
-        ignored=frozenset(args.ignore),
-        overwrite=args.overwrite,
-        allow_pickle=args.allow_pickle,
-        keep_nan=args.keep_nan,
-    )
-
-
-def inspect(source: str, revision: str | None) -> str:
-    """What a source is, and the config that it would get; tensors are checked too where their headers are at hand.
-
-    Raises:
-        ValueError: it cannot be converted; the message says why.
-    """
-    folder = find_folder(source, revision, weights=[])
-    config = read_json(folder / "config.json")
-    found = find_source(config)
-    lines = [f"{source}: {found.title} (`{found.model_type}`)", f"becomes: {found.becomes}"]
-    if Path(source).is_dir() and not has_only_pickles(folder):
-        plan = make_plan(open_checkpoint(folder), found, None, set())
-        fields = plan.config.to_diff_dict()
-        size = plan.checkpoint.nbytes / 1e9
-        lines.append(f"tensors: {len(plan.kept)} kept, {len(plan.dropped)} dropped, {size:.2f} GB")
+    if arguments[:1] == ["inspect"]:
+        args = inspect_parser().parse_args(arguments[1:])
+        print(inspect(args.source, args.revision))
     else:
-        fields = make_config(found.config_fields(config, set())).to_diff_dict()
-        lines.append("tensors: not looked at")
-    lines += [f"note: {note}" for note in found.notes]
-    hidden = {"auto_map", "architectures", "model_type", "transformers_version"}
-    lines += [f"  {name} = {value!r}" for name, value in sorted(fields.items()) if name not in hidden]
-    return "\n".join(lines)
+        request = read_request(arguments)
+        for sentence in convert(request):
+            print(sentence)
+        print(f"Wrote {request.target}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that the user can act on end with status 1 and one sentence."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    came = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
     # an interrupted run cleans up behind itself
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("plt-convert: terminated"))
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
     try:
-        if arguments[:1] == ["inspect"]:
-            args = inspect_parser().parse_args(arguments[1:])
-            print(inspect(args.source, args.revision))
-        else:
-            request = read_request(arguments)
-            for sentence in convert(request):
-                print(sentence)
-            print(f"Wrote {request.target}")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"plt-convert: {error}")
+        run(sys.argv[1:] if arguments is None else arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        # a library can make any other error of an interruption
+        message = "terminated" if signal.SIGTERM in came else "interrupted" if came else sentence(error)
+        if message is None:
+            raise
+        if message != "interrupted":
+            sys.exit(f"plt-convert: {message}")
+        print("plt-convert: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to say about an error; None if it is a mistake of ours."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return one_line(error)
+    return {MemoryError: "the memory does not suffice", KeyboardInterrupt: "interrupted"}.get(type(error))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,17 @@ import torch
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
+from conversion_plt.belongings import copy_belongings
 from conversion_plt.beside import written_beside
 from conversion_plt.card import write_card
 from conversion_plt.checkpoint import Checkpoint, open_checkpoint
+from conversion_plt.expected import read_expected
+from conversion_plt.generation import check_generation
 from conversion_plt.hub import find_folder
-from conversion_plt.measure import measure
+from conversion_plt.measure import measure, read_text
+from conversion_plt.messages import bytes_of
 from conversion_plt.pickled import has_only_pickles, unpickle
+from conversion_plt.place import check_apart, check_place, leftovers
 from conversion_plt.plan import Plan, make_plan, refuse_untied_head
 from conversion_plt.source import find_source
 from conversion_plt.to_plt import PLTStart, switch_on
@@ -23,8 +28,6 @@ from conversion_plt.tokenizer import write_tokenizer
 from conversion_plt.verify import verify_files, verify_logits
 from conversion_plt.write import write_weights
 from modeling_plt import PLTForCausalLM
-
-COPIED = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,30 @@ def convert(request: Request) -> list[str]:
 
     Raises:
         ValueError: the source is not supported or is damaged, or a check failed. Nothing is left of the target.
-        FileExistsError: the target exists, and is not to be overwritten.
+        FileExistsError: the target exists, and is not to be overwritten or is not a PLT.
         OSError: there is not enough space.
     """
-    if request.target.exists() and not request.overwrite:
-        raise FileExistsError(f"{request.target} exists; `--overwrite` replaces it.")
+    check_place(request.target, request.overwrite)
     weights = ["*.safetensors", "*.bin"] if request.allow_pickle else ["*.safetensors"]
     folder = find_folder(request.source, request.revision, weights)
-    with written_beside(request.target) as target:
+    check_apart(request.target, folder, [file for file in (request.expected, request.text) if file is not None])
+    for left in leftovers(request.target):
+        print(f"{left} is of another run, which was killed or is not over; it stays as it is.")
+    with written_beside(request.target, request.overwrite) as target:
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
         refuse_untied_head(exact)
         plan = exact if request.start is None else switch_on(exact, request.start)
+        check_generation(folder)
+        expected = request.expected and read_expected(request.expected, plan.config.vocab_size)
+        named_text = read_text(request.text)
         check_space(target, checkpoint.nbytes)
         sentences = write_folder(plan, folder, target)
         written = open_checkpoint(target)
         sentences += verify_files(plan, written, request.keep_nan)
-        sentences.append(verify_logits(exact, written, request.expected))
+        sentences.append(verify_logits(exact, written, expected))
         if plan is not exact:
-            sentences.append(str(measure(exact, plan, written, request.text)))
+            sentences.append(str(measure(exact, plan, written, *named_text)))
         write_card(target, request.source, folder, plan, request.command, sentences)
     return sentences
 
@@ -87,7 +95,9 @@ def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
 def check_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        raise OSError(f"The disk of the target has {free / 1e9:.1f} GB free, the weights need {wanted / 1e9:.1f} GB.")
+        raise OSError(
+            f"The disk of the target must have {bytes_of(wanted)} free for the weights, got {bytes_of(free)}."
+        )
 
 
 def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
@@ -95,11 +105,8 @@ def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
     start, size = time.perf_counter(), plan.checkpoint.nbytes
     with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
         write_weights(plan.kept, plan.added, target, bar.update)
-    print(f"Wrote {size / 1e9:.2f} GB of weights in {time.perf_counter() - start:.1f} seconds.")
+    print(f"Wrote {bytes_of(size)} of weights in {time.perf_counter() - start:.1f} seconds.")
     with torch.device("meta"):
         custom_object_save(PLTForCausalLM(plan.config), target, config=plan.config)
     plan.config.save_pretrained(target)
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
-    return write_tokenizer(source, target)
+    return copy_belongings(source, target) + write_tokenizer(source, target)

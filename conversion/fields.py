@@ -3,22 +3,13 @@
 
 from typing import Any
 
-# nothing in these changes what a checkpoint computes
-HARMLESS = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "label2id",
-    "model_type",
-    "name_or_path",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+from transformers.activations import ACT2FN
+
+from conversion_plt.kinds import KINDS, Kind, equals, is_kind
+from conversion_plt.known import DEFAULTS, HARMLESS
+from conversion_plt.messages import named, shown
+from conversion_plt.rope import check_rope
+
 REQUIRED = object()
 
 
@@ -29,16 +20,19 @@ class Fields:
         self.config = config
         self.left = {name: value for name, value in config.items() if name not in HARMLESS}
 
-    def take(self, name: str, default: Any = REQUIRED) -> Any:
-        """The value of a field.
+    def take(self, name: str, kind: Kind, default: Any = REQUIRED) -> Any:
+        """The value of a field; null is accepted where that is the default.
 
         Raises:
-            ValueError: it is absent, and the publisher's code has no default for it.
+            ValueError: it is not of that kind, or is absent and the publisher's code has no default for it.
         """
         if name not in self.config and default is REQUIRED:
             raise ValueError(f"The config of a `{self.config.get('model_type')}` must have the field `{name}`.")
         self.left.pop(name, None)
-        return self.config.get(name, default)
+        value = self.config.get(name, default)
+        if not (value is None and default is None) and not is_kind(value, kind):
+            raise ValueError(f"Field `{name}` of the source must be {KINDS[kind]}, got {shown(value)}.")
+        return value
 
     def require(self, name: str, *allowed: Any) -> None:
         """Accept a field only with one of these values, or absent.
@@ -47,72 +41,89 @@ class Fields:
             ValueError: it has another value.
         """
         value = self.left.pop(name, allowed[0])
-        if value not in allowed:
+        if not any(equals(value, item) for item in allowed):
             supported = " or ".join(repr(item) for item in allowed)
-            raise ValueError(f"Field `{name}` of the source is not supported unless {supported}, got {value!r}.")
+            raise ValueError(f"Field `{name}` of the source is not supported unless {supported}, got {shown(value)}.")
 
     def refuse_rest(self, ignored: set[str]) -> None:
-        """Refuse fields that are set and were not taken; unset is None, False, 0 or empty.
+        """Refuse fields that are set and were not taken; unset is None, False, 0, empty or transformers' default.
 
         Raises:
             ValueError: there is one that is not in `ignored`.
         """
-        unknown = {name: value for name, value in self.left.items() if value and name not in ignored}
+        unknown = {
+            name: value
+            for name, value in self.left.items()
+            if value and name not in ignored and not (name in DEFAULTS and equals(value, DEFAULTS[name]))
+        }
         if unknown:
-            listed = ", ".join(f"`{name}` = {value!r}" for name, value in sorted(unknown.items()))
+            listed = [f"{named(name)} = {shown(value)}" for name, value in sorted(unknown.items())]
+            rest = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
             raise ValueError(
-                f"The source sets fields that are not supported: {listed}. "
+                f"The source sets fields that are not supported: {', '.join(listed[:5])}{rest}. "
                 "`--ignore FIELD` leaves out one that you know to change nothing."
             )
 
 
 def llama_fields(fields: Fields) -> dict[str, Any]:
     """The fields that a source shares with Llama, as `PLTConfig` spells them."""
-    layers = fields.take("num_hidden_layers")
-    layer_types = fields.take("layer_types", None) or []
+    layer_types = fields.take("layer_types", list[str], None) or []
     if set(layer_types) - {"full_attention"}:
-        raise ValueError(f"Field `layer_types` of the source must be all 'full_attention', got {layer_types}.")
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps")
-    taken = {name: fields.take(name) for name in (*names, "max_position_embeddings", "tie_word_embeddings")}
-    defaults = {
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "attention_dropout": 0.0,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    taken |= {name: fields.take(name, default) for name, default in defaults.items()}
+        raise ValueError(f"Field `layer_types` of the source must be all 'full_attention', got {shown(layer_types)}.")
+    counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    taken = {name: fields.take(name, int) for name in (*counts, "max_position_embeddings")}
+    taken |= {name: fields.take(name, int, None) for name in ("num_key_value_heads", "head_dim")}
+    taken |= {name: fields.take(name, int, None) for name in ("pad_token_id", "bos_token_id")}
     fields.require("partial_rotary_factor", 1.0, None)
-    return taken | {"num_hidden_layers": layers, "rope_parameters": rope_parameters(fields)}
+    return taken | {
+        "eos_token_id": fields.take("eos_token_id", int | list[int], None),
+        "rms_norm_eps": fields.take("rms_norm_eps", float),
+        "initializer_range": fields.take("initializer_range", float, 0.02),
+        "attention_dropout": fields.take("attention_dropout", float, 0.0),
+        "tie_word_embeddings": fields.take("tie_word_embeddings", bool),
+        "hidden_act": activation(fields),
+        "rope_parameters": rope_parameters(fields),
+    }
+
+
+def activation(fields: Fields) -> str:
+    """The name of the MLP's activation.
+
+    Raises:
+        ValueError: transformers has none of that name.
+    """
+    name = fields.take("hidden_act", str, "silu")
+    if name not in ACT2FN:
+        raise ValueError(f"Field `hidden_act` of the source must be one of transformers' names, got {shown(name)}.")
+    return name
 
 
 def bias_fields(fields: Fields) -> dict[str, Any]:
     """The biases of attention and MLP under Llama's names, absent in many configs."""
-    return {name: fields.take(name, False) for name in ("attention_bias", "mlp_bias")}
+    return {name: fields.take(name, bool, False) for name in ("attention_bias", "mlp_bias")}
 
 
 def refuse_sliding_window(fields: Fields) -> None:
     """Require the window of a Qwen-like config to be off; its reach then means nothing."""
     fields.require("use_sliding_window", False)
     for name in ("sliding_window", "max_window_layers"):
-        fields.take(name, None)
+        fields.take(name, int, None)
 
 
 def rope_parameters(fields: Fields) -> dict[str, Any]:
     """Rotary settings in today's form, from that or from `rope_theta` and `rope_scaling`."""
-    parameters = fields.take("rope_parameters", None)
+    parameters = fields.take("rope_parameters", dict, None)
     if parameters is None:
-        scaling = dict(fields.take("rope_scaling", None) or {})
-        scaling.setdefault("rope_type", scaling.pop("type", "default"))
-        parameters = {"rope_theta": fields.take("rope_theta")} | scaling
+        parameters = dict(fields.take("rope_scaling", dict, None) or {})
+        parameters.setdefault("rope_type", parameters.pop("type", "default"))
     else:
-        fields.take("rope_theta", None)
-        fields.take("rope_scaling", None)
-    if parameters.get("rope_type", "default") not in ROPE_TYPES:
-        raise ValueError(f"The source's rope type must be one of {ROPE_TYPES}, got {parameters['rope_type']!r}.")
+        fields.require("rope_scaling", None)
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    if "rope_theta" in parameters:
+        fields.take("rope_theta", float, None)
+    else:
+        parameters["rope_theta"] = fields.take("rope_theta", float)
+    check_rope(parameters)
     return parameters
 
 

@@ -37,22 +37,34 @@ class Distance:
         )
 
 
-def measure(exact: Plan, plan: Plan, written: Checkpoint, text_file: Path | None) -> Distance:
+def read_text(file: Path | None) -> tuple[str, str]:
+    """What to call a text, and the text; None takes the source of a module of Python's standard library.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+    """
+    if file is None:
+        return "Python's argparse.py", inspect.getsource(argparse)
+    try:
+        return file.name, file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8: {error}") from error
+
+
+def measure(exact: Plan, plan: Plan, written: Checkpoint, name: str, text: str) -> Distance:
     """The distance between the PLT and its source, float32, one layer in memory at a time.
 
     Args:
         exact: the exact re-expression of the source.
         plan: the PLT that was made of it.
         written: the folder with the weights of both, and the tokenizer.
-        text_file: UTF-8 text; None takes the source of a module of Python's standard library.
+        name: what to call the text.
 
     Raises:
-        ValueError: the text is shorter than two tokens, or the PLT's logits are not finite.
+        ValueError: the text is shorter than two tokens or has unknown ones, or the PLT's logits are not finite.
     """
-    name = "Python's argparse.py" if text_file is None else text_file.name
-    text = inspect.getsource(argparse) if text_file is None else text_file.read_text(encoding="utf-8")
     if has_tokenizer(written.folder):
-        rows = token_rows(written.folder, text)
+        rows = token_rows(written.folder, text, plan.config.vocab_size)
     else:
         name = "random tokens (there is no tokenizer)"
         rows = torch.randint(plan.config.vocab_size, (NUM_ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -73,11 +85,13 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
-def token_rows(folder: Path, text: str) -> Tensor:
+def token_rows(folder: Path, text: str, vocab_size: int) -> Tensor:
     """The text's first tokens `[rows, at most 256]`, at most two rows."""
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0, : NUM_ROWS * LENGTH]
     if len(ids) < 2:
         raise ValueError(f"The text to measure on must have at least 2 tokens, got {len(ids)}.")
+    if ids.max() >= vocab_size:
+        raise ValueError(f"The tokenizer must give ids below the `vocab_size` of {vocab_size}, got {ids.max()}.")
     num_rows = NUM_ROWS if len(ids) == NUM_ROWS * LENGTH else 1
     return ids.view(num_rows, -1)
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pickle weights, on request: read without running what a pickle may hold, and written as safetensors."""
 
-import pickle
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from conversion_plt.checkpoint import INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
+from conversion_plt.checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
+from conversion_plt.messages import bytes_of, named, shown
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -28,15 +29,38 @@ def unpickle(folder: Path, target: Path) -> None:
     files = list(weight_files(folder, PICKLE_FILE, PICKLE_INDEX))
     weight_map, total = {}, 0
     for number, file in enumerate(tqdm(files, desc="Reading pickles", unit="file"), start=1):
-        try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{file} is corrupt, or holds more than tensors: {error}") from error
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-            raise ValueError(f"{file} must hold a dictionary of tensors.")
+        tensors = read_pickle(file)
         name = shard_name(number, len(files))
         # tied tensors share memory in a pickle, which safetensors refuses
         save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, target / name)
         weight_map |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     write_index(target, weight_map, total)
+
+
+def read_pickle(file: Path) -> dict[str, Tensor]:
+    """The tensors of one pickle, by name.
+
+    Raises:
+        ValueError: it is corrupt, or holds anything but dense tensors of a float type under names.
+    """
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch runs what the bytes say, and raises whatever that leads to
+        raise ValueError(f"{file} is corrupt, or holds more than tensors: {error}") from error
+    if not isinstance(tensors, dict) or not tensors:
+        raise ValueError(f"{file} must hold a dictionary of tensors, got {shown(tensors)}.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{file} must hold tensors under names, got {type(tensor).__name__} under {shown(name)}.")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES.values():
+            kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+            raise ValueError(f"{named(name)} in {file.name} must be a dense tensor of a float type, got {kind}.")
+        if tensor.nbytes > file.stat().st_size:
+            raise ValueError(
+                f"{named(name)} in {file.name} must lie in the file, got {bytes_of(tensor.nbytes)} in a file of "
+                f"{bytes_of(file.stat().st_size)}."
+            )
+    return tensors

@@ -12,6 +12,9 @@ from torch import Tensor
 from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import DTYPES, Checkpoint, StoredTensor
 from conversion_plt.fields import VANILLA_LOOP
+from conversion_plt.messages import named
+from conversion_plt.rope import check_rotary
+from conversion_plt.sizes import check_counts, check_shapes, check_sizes
 from conversion_plt.source import Source
 from modeling_plt import PLTForCausalLM
 
@@ -50,7 +53,10 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
         fields |= VANILLA_LOOP | {"num_loops": num_loops}
     config = make_config(fields | {"dtype": main_dtype(checkpoint), "architectures": ["PLTForCausalLM"]})
     kept, dropped = rename_tensors(checkpoint, source, config)
-    check_shapes({name: tensor.shape for name, tensor in kept.items()}, expected_shapes(config))
+    shapes = {name: tensor.shape for name, tensor in kept.items()}
+    check_sizes(shapes, config)
+    check_rotary(config)
+    check_shapes(shapes, expected_shapes(config))
     return Plan(source, checkpoint, config, kept, dropped)
 
 
@@ -72,6 +78,7 @@ def make_config(fields: dict[str, Any]) -> PLTConfig:
     Raises:
         ValueError: a value is not allowed.
     """
+    check_counts(fields)
     try:
         return PLTConfig(**fields)
     except StrictDataclassError as error:
@@ -95,7 +102,7 @@ def rename_tensors(
     for name, tensor in checkpoint.tensors.items():
         new_name = source.rename(name)
         if new_name in kept:
-            raise ValueError(f"`{name}` and `{kept[new_name].name}` both become `{new_name}`.")
+            raise ValueError(f"{named(name)} and {named(kept[new_name].name)} both become {named(new_name)}.")
         if new_name is None:
             dropped.append(name)
         else:
@@ -113,24 +120,3 @@ def expected_shapes(config: PLTConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     return shapes
-
-
-def check_shapes(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Check that tensors are exactly the expected ones.
-
-    Raises:
-        ValueError: some are missing, extra or misshapen.
-    """
-    missing = [name for name in expected if name not in shapes]
-    extra = [name for name in shapes if name not in expected]
-    if missing or extra:
-        raise ValueError(f"The weights do not fit the config: missing {some(missing)}; not expected {some(extra)}.")
-    for name, shape in shapes.items():
-        if shape != expected[name]:
-            raise ValueError(f"`{name}` must have the shape {expected[name]} by the config, got {shape}.")
-
-
-def some(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    listed = ", ".join(f"`{name}`" for name in names[:5]) or "none"
-    return listed if len(names) <= 5 else f"{listed} and {len(names) - 5} more"

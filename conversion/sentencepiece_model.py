@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.tokenization_utils_base import generate_merges
 
+from conversion_plt.messages import shown
+
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -24,12 +26,14 @@ def find_sentencepiece(source: Path) -> "tuple[str, ModelProto] | None":
         ValueError: a file is neither a sentencepiece model nor a vocabulary of tiktoken, which shares the suffix.
         ImportError: the extra `convert` is not installed.
     """
-    for path in sorted(source.glob("*.model"), key=lambda path: (path.name != "tokenizer.model", path.name)):
+    paths = [path for path in source.glob("*.model") if path.is_file()]
+    for path in sorted(paths, key=lambda path: (path.name != "tokenizer.model", path.name)):
         data = path.read_bytes()
         if re.match(rb"[A-Za-z0-9+/]+=* \d+\s", data):
             continue
         try:
             from google.protobuf.message import DecodeError
+            from sentencepiece import SentencePieceProcessor
             from sentencepiece.sentencepiece_model_pb2 import ModelProto
         except ImportError as error:
             raise ImportError(f"{path} needs `pip install parallel-loop-transformer[convert]`.") from error
@@ -40,8 +44,26 @@ def find_sentencepiece(source: Path) -> "tuple[str, ModelProto] | None":
         if not proto.pieces:
             raise ValueError(f"{path} must be a sentencepiece model, got one without pieces.")
         if proto.trainer_spec.model_type in (UNIGRAM, BPE):
+            check_proto(path, proto)
+            try:
+                SentencePieceProcessor(model_proto=data)
+            except RuntimeError as error:
+                raise ValueError(f"{path} must be a model that sentencepiece loads, got: {error}") from error
             return path.name, proto
     return None
+
+
+def check_proto(path: Path, proto: "ModelProto") -> None:
+    """ValueError if a piece is not text, or the characters' map is not one that the tokenizers library reads."""
+    ends = [getattr(proto.trainer_spec, f"{end}_piece") for end in ("bos", "eos", "unk", "pad")]
+    broken = [name for name in (*ends, *(piece.piece for piece in proto.pieces)) if not isinstance(name, str)]
+    if broken:
+        raise ValueError(f"{path} must have pieces in UTF-8, got {shown(broken[0])}.")
+    if proto.normalizer_spec.precompiled_charsmap:
+        try:
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+        except Exception as error:  # the tokenizers library raises nothing more specific
+            raise ValueError(f"{path} must have a map of characters, got: {error}") from error
 
 
 def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) -> Tokenizer:
@@ -108,4 +130,6 @@ def check_sentencepiece(tokenizer: Tokenizer, proto: "ModelProto", texts: tuple[
     for text in texts:
         got, expected = tokenizer.encode(text, add_special_tokens=False).ids, library.encode(text)
         if got != expected:
-            raise ValueError(f"The rebuilt tokenizer must encode {text!r} as {expected}, got {got}.")
+            raise ValueError(
+                f"The rebuilt tokenizer must encode {shown(text)} as {shown(expected)}, got {shown(got)}."
+            )

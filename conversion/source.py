@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a source format is: how its config and its tensor names become those of a PLT."""
 
+import copy
 import importlib
 import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
-from transformers import CONFIG_MAPPING
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from conversion_plt import sources
 from conversion_plt.fields import Fields
+from conversion_plt.known import HARMLESS
+from conversion_plt.messages import shown
+from conversion_plt.rope import check_rope
+from conversion_plt.sizes import check_counts
 
+LEGACY_ROPE = ("rope_theta", "rope_scaling")  # today in `rope_parameters`
 PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what several sources become
 
 
@@ -36,12 +44,32 @@ class Source:
             ValueError: a field is missing, or set to what is not supported, or not known and not in `ignored`.
         """
         if self.reference_class is not None:
-            # transformers writes only what differs from its defaults
-            config = CONFIG_MAPPING[self.model_type].from_dict(config).to_dict()
+            # transformers writes only what differs from its defaults; what it leaves out is still to be looked at
+            complete = self.reference_config(config)[1]
+            config = {name: value for name, value in config.items() if name not in LEGACY_ROPE} | complete
         fields = Fields(config)
         taken = self.read_fields(fields)
         fields.refuse_rest(ignored)
         return taken
+
+    def reference_config(self, config: dict) -> tuple[PreTrainedConfig, dict]:
+        """The config of transformers' own class, and its fields.
+
+        Raises:
+            ValueError: the class does not accept a value.
+        """
+        check_counts(config)
+        for name in ("rope_parameters", "rope_scaling"):
+            if isinstance(config.get(name), dict):
+                check_rope(config[name])
+        config_class = CONFIG_MAPPING[self.model_type]
+        names = {field.name for field in dataclass_fields(config_class)} - HARMLESS | {*LEGACY_ROPE}
+        known = {name: value for name, value in config.items() if name in names}
+        try:
+            reference = config_class.from_dict(copy.deepcopy(known))  # which adds to nested values
+            return reference, reference.to_dict()
+        except (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"transformers' {self.title} must accept the source's config, got: {error}") from error
 
     def rename(self, name: str) -> str | None:
         """The PLT's name of a tensor, or None if it is dropped."""
@@ -68,6 +96,6 @@ def find_source(config: dict) -> Source:
     """
     known = all_sources()
     model_type = config.get("model_type")
-    if model_type not in known:
-        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {model_type!r}.")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {shown(model_type)}.")
     return known[model_type]

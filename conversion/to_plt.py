@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conversion_plt.plan import Plan, check_shapes, expected_shapes, make_config
+from configuration_plt import PLTConfig
+from conversion_plt.plan import Plan, expected_shapes, make_config
+from conversion_plt.sizes import check_shapes
 
 EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
 LOOPED_GATE = 0.1  # later loops of a looped source are used to keys of their own
@@ -38,8 +40,7 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
         raise ValueError(f"`--gate-start` is for new gates; this {exact.source.title} brings trained ones.")
     chosen = default_start(exact)
     chosen = replace(chosen, **{name: value for name, value in vars(start).items() if value is not None})
-    if not 0 < chosen.gate < 1:
-        raise ValueError(f"`--gate-start` must lie between 0 and 1, both excluded, got {chosen.gate}.")
+    check_start(chosen, config)
     fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
     mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
     config = make_config(config.to_dict() | mechanisms | fields)
@@ -48,6 +49,19 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
     check_shapes(kept | new, expected)
     added = {name: start_value(name, shape, chosen).to(config.dtype) for name, shape in new.items()}
     return replace(exact, config=config, added=added)
+
+
+def check_start(start: PLTStart, config: PLTConfig) -> None:
+    """ValueError if a value of a start is out of the range that its source leaves."""
+    positions = max(config.max_position_embeddings, config.sliding_window)
+    if start.sliding_window > positions:
+        raise ValueError(f"`--window` must be at most the source's {positions} positions, got {start.sliding_window}.")
+    largest = torch.finfo(config.dtype).max
+    for option, scale in (("--embedding-scale", start.embedding_scale), ("--hidden-scale", start.hidden_scale)):
+        if not abs(scale) <= largest:
+            raise ValueError(f"`{option}` must be a number of {config.dtype}, got {scale}.")
+    if not 0 < start.gate < 1:
+        raise ValueError(f"`--gate-start` must lie between 0 and 1, both excluded, got {start.gate}.")
 
 
 def default_start(exact: Plan) -> PLTStart:

@@ -7,6 +7,8 @@ transformers 5 take the vocabulary from it and split text in a way of their own.
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from conversion_plt.belongings import home
 from conversion_plt.checkpoint import read_json
+from conversion_plt.messages import named, shown
 from conversion_plt.sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
+from conversion_plt.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+FLAGS = ("single_word", "lstrip", "rstrip", "special")  # of an added token
 FOREIGN = ("tokenization*.py", "*.tiktoken", "tekken.json")
 
 TEXTS = (  # what tokenizers must split alike to count as the same; the first one also goes there and back
@@ -44,7 +50,8 @@ def write_tokenizer(source: Path, target: Path) -> list[str]:
         ImportError: a sentencepiece model is to be rebuilt without the extra `convert`.
     """
     settings = read_settings(source / "tokenizer_config.json")
-    named = named_class(settings)
+    own_class = named_class(settings)
+    check_vocabulary(source)
     target.mkdir(parents=True, exist_ok=True)
     copy(source, target, TEMPLATES)
     if "chat_template" not in settings:
@@ -53,12 +60,12 @@ def write_tokenizer(source: Path, target: Path) -> list[str]:
         done = "tokenizer.json copied"
         copy(source, target, SETTINGS + VOCABULARIES)
         notes = name_class(target)
-    elif (model := find_sentencepiece(source)) and named in (None, TokenizersBackend, LlamaTokenizer):
+    elif (model := find_sentencepiece(source)) and own_class in (None, TokenizersBackend, LlamaTokenizer):
         done = f"tokenizer.json rebuilt from {model[0]}, with the ids of the sentencepiece library"
         notes = rebuild_sentencepiece(source, target, settings, model[1])
-    elif named is not None and (files := vocabulary_files(named, source)):
-        done = f"tokenizer.json made from {' and '.join(files)} by transformers' {named.__name__}"
-        load(named, source).save_pretrained(target)
+    elif own_class is not None and (files := vocabulary_files(own_class, source)):
+        done = f"tokenizer.json made from {' and '.join(files)} by transformers' {own_class.__name__}"
+        load(own_class, source).save_pretrained(target)
         notes = name_class(target)
     elif all((source / name).is_file() for name in ("vocab.json", "merges.txt")):
         done = "tokenizer.json rebuilt from vocab.json and merges.txt"
@@ -78,10 +85,12 @@ def write_settings(settings: dict, path: Path) -> None:
 
 
 def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    """Copy files byte for byte; ValueError if one is named JSON and is not."""
+    """Copy files byte for byte; ValueError if one is no file of the source, or is named JSON and is not."""
     for path in (path for pattern in patterns for path in source.glob(pattern)):
         if path.suffix == ".json":
             read_json(path)
+        elif not path.is_file() or not path.resolve().is_relative_to(home(source)):
+            raise ValueError(f"`{path.name}` must be a file in the source's folder, got {path.resolve()}.")
         copied = target / path.relative_to(source)
         copied.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copied)
@@ -96,43 +105,56 @@ def write_template(settings: dict, target: Path) -> None:
 
 def named_class(settings: dict) -> type[TokenizersBackend] | None:
     """The class of transformers that `tokenizer_config.json` names; None if it names the publisher's or none."""
-    named = tokenizer_class_from_name(settings.get("tokenizer_class") or "")
-    is_usable = "auto_map" not in settings and isinstance(named, type) and issubclass(named, TokenizersBackend)
-    return named if is_usable else None
+    name = settings.get("tokenizer_class") or ""
+    if not isinstance(name, str):
+        raise ValueError(f"`tokenizer_class` in tokenizer_config.json must be text, got {shown(name)}.")
+    found = tokenizer_class_from_name(name)
+    is_usable = "auto_map" not in settings and isinstance(found, type) and issubclass(found, TokenizersBackend)
+    return found if is_usable else None
 
 
 def publisher_class(settings: dict) -> str:
     """What to call the class in a sentence."""
     mapped = settings.get("auto_map")
     mapped = mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped
-    names = [name for name in mapped or [] if name] + [settings.get("tokenizer_class")]
-    return f"`{names[0]}`" if names[0] else "the publisher's class"
+    names = [*(mapped if isinstance(mapped, list) else [mapped]), settings.get("tokenizer_class")]
+    texts = [name for name in names if name and isinstance(name, str)]
+    return named(texts[0]) if texts else "the publisher's class"
+
+
+@contextmanager
+def fitting(kind: type[TokenizersBackend], folder: Path) -> Iterator[None]:
+    """ValueError if the files in `folder` do not fit the class that loads and runs them in the block."""
+    try:
+        yield
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ValueError(f"The tokenizer files in {folder} do not load as `{kind.__name__}`: {error}") from error
 
 
 def load(kind: type[TokenizersBackend], folder: Path, **ends: bool) -> TokenizersBackend:
     """A tokenizer of one of transformers' classes; ValueError if the files in `folder` do not fit it."""
-    try:
+    with fitting(kind, folder):
         return kind.from_pretrained(folder, local_files_only=True, **ends)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise ValueError(f"The tokenizer files in {folder} do not load as `{kind.__name__}`: {error}") from error
 
 
 def name_class(target: Path) -> list[str]:
     """Have `tokenizer_config.json` name `TokenizersBackend`, if what it names does not follow `tokenizer.json`."""
     settings = read_settings(target / "tokenizer_config.json")
     reference = load(TokenizersBackend, target)
-    named, defaults = named_class(settings), {}
+    own_class, defaults = named_class(settings), {}
     reason = "it named no class"
     if settings.keys() & {"auto_map", "tokenizer_class"}:
         reason = f"{publisher_class(settings)} is not one of transformers' classes for it, and was not run"
-    if named is not None:
-        reason = f"transformers' {named.__name__} does not follow it"
+    if own_class is not None:
+        reason = f"transformers' {own_class.__name__} does not follow it"
         try:
-            tokenizer = load(named, target)
+            tokenizer = load(own_class, target)
         except ValueError:
             tokenizer = reference  # a class for another kind of model: it has no say
         else:
-            if same_ids(tokenizer, reference):
+            with fitting(own_class, target):
+                is_same = same_ids(tokenizer, reference)
+            if is_same:
                 return []
         tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if token in reference.vocab}
         defaults = {"padding_side": tokenizer.padding_side, **tokens}
@@ -148,9 +170,9 @@ def same_ids(tokenizer: TokenizersBackend, reference: TokenizersBackend) -> bool
     return all(tokenizer(text).input_ids == reference(text).input_ids for text in texts)
 
 
-def vocabulary_files(named: type[TokenizersBackend], source: Path) -> list[str]:
+def vocabulary_files(kind: type[TokenizersBackend], source: Path) -> list[str]:
     """The files that a class reads in place of `tokenizer.json`, if all are there; without, it would load empty."""
-    names = [name for key, name in named.vocab_files_names.items() if key != "tokenizer_file"]
+    names = [name for key, name in kind.vocab_files_names.items() if key != "tokenizer_file"]
     return names if all((source / name).is_file() for name in names) else []
 
 
@@ -165,8 +187,11 @@ def say_what_to_bring(source: Path, settings: dict) -> str:
 def prove(target: Path) -> str:
     """Load the tokenizer as its users will, encode and decode a text, and say how that went."""
     unknown = PreTrainedConfig()  # as an unknown `model_type`: the class is looked up in tokenizer_config.json
-    tokenizer = AutoTokenizer.from_pretrained(target, config=unknown, local_files_only=True, trust_remote_code=False)
-    decoded = tokenizer.decode(tokenizer(TEXTS[0]).input_ids, skip_special_tokens=True)
+    with fitting(AutoTokenizer, target):
+        tokenizer = AutoTokenizer.from_pretrained(
+            target, config=unknown, local_files_only=True, trust_remote_code=False
+        )
+        decoded = tokenizer.decode(tokenizer(TEXTS[0]).input_ids, skip_special_tokens=True)
     result = "exact" if decoded == TEXTS[0] else f"not exact: {decoded!r}"
     return f"{len(tokenizer):,} tokens; round trip of the sample text {result}."
 
@@ -192,7 +217,7 @@ def rebuild_sentencepiece(source: Path, target: Path, settings: dict, proto: "Mo
     is_llama = named_class(settings) is LlamaTokenizer
     if is_llama and settings.get("add_prefix_space") is False:
         proto.normalizer_spec.add_dummy_prefix = False
-    names = {index: token["content"] for index, token in added_tokens(source, settings).items()}
+    names = {index: token.content for index, token in added_tokens(source, settings).items()}
     tokenizer = build_sentencepiece(proto, names, once=is_llama and settings.get("legacy") is False)
     check_sentencepiece(tokenizer, proto, TEXTS)
     ends = [end for end in ("bos", "eos", "unk", "pad") if getattr(proto.trainer_spec, f"{end}_id") >= 0]
@@ -212,20 +237,46 @@ def rebuild_sentencepiece(source: Path, target: Path, settings: dict, proto: "Mo
     return notes
 
 
-def added_tokens(source: Path, settings: dict) -> dict[int, dict]:
-    """Tokens added to the vocabulary, by id: of `tokenizer_config.json` or, in old folders, `added_tokens.json`."""
-    if "added_tokens_decoder" in settings:
-        return {int(index): token for index, token in settings["added_tokens_decoder"].items()}
-    return {index: {"content": content} for content, index in read_settings(source / "added_tokens.json").items()}
+def added_tokens(source: Path, settings: dict) -> dict[int, AddedToken]:
+    """Tokens added to the vocabulary, by id: of `tokenizer_config.json` or, in old folders, `added_tokens.json`.
+
+    Raises:
+        ValueError: an id is no count, or a token has no text or a flag that is neither true nor false.
+    """
+    if "added_tokens_decoder" not in settings:
+        listed = {
+            index: {"content": content} for content, index in read_settings(source / "added_tokens.json").items()
+        }
+    else:
+        listed = settings["added_tokens_decoder"]
+    if not isinstance(listed, dict):
+        raise ValueError(f"`added_tokens_decoder` must be an object, got {shown(listed)}.")
+    return {count_of(index): added_token(token) for index, token in listed.items()}
+
+
+def count_of(index: object) -> int:
+    """An id that is written as an integer or as the text of one; ValueError if it is not."""
+    if not str(index).isdecimal() or len(str(index)) > 10:
+        raise ValueError(f"An added token must have a count as its id, got {shown(index)}.")
+    return int(str(index))
+
+
+def added_token(token: object) -> AddedToken:
+    """A token from JSON; ValueError if it is not one."""
+    flags = {name: token[name] for name in FLAGS if name in token} if isinstance(token, dict) else {}
+    is_token = isinstance(token, dict) and isinstance(token.get("content"), str)
+    if not is_token or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise ValueError(f"An added token must be an object with `content` and flags, got {shown(token)}.")
+    # found in the text as it is, whatever its flag says: so do the slow tokenizers that need Python
+    return AddedToken(token["content"], **flags, normalized=False)
 
 
 def save_rebuilt(tokenizer: Tokenizer, source: Path, target: Path, settings: dict) -> None:
     """Write `tokenizer` with the added, special, first and last tokens; ValueError if one cannot have its id."""
     for index, token in sorted(added_tokens(source, settings).items()):
-        # found in the text as it is, whatever its flag says: so do the slow tokenizers that need Python
-        tokenizer.add_tokens([AddedToken(**token | {"normalized": False})])
-        if (got := tokenizer.token_to_id(token["content"])) != index:
-            raise ValueError(f"`{token['content']}` must have the id {index} that {source} gives it, got {got}.")
+        tokenizer.add_tokens([token])
+        if (got := tokenizer.token_to_id(token.content)) != index:
+            raise ValueError(f"{named(token.content)} must have the id {index} that {source} gives it, got {got}.")
     tokenizer.save(str(target / "tokenizer.json"))
     kept = {name: settings[name] for name in settings.keys() - {"auto_map", "added_tokens_decoder"}}
     write_settings(kept | {"tokenizer_class": "TokenizersBackend"}, target / "tokenizer_config.json")

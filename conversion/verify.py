@@ -2,18 +2,19 @@
 """Checking what was written: the files as they lie in the folder, and the logits that they give."""
 
 from collections import Counter
-from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import Checkpoint
-from conversion_plt.plan import Plan, check_shapes, expected_shapes
+from conversion_plt.expected import Expected
+from conversion_plt.messages import named
+from conversion_plt.plan import Plan, expected_shapes
+from conversion_plt.sizes import check_shapes
 from conversion_plt.stream import streamed_model
 from modeling_plt import PLTForCausalLM
 
@@ -35,14 +36,14 @@ def verify_files(plan: Plan, written: Checkpoint, keep_nan: bool) -> list[str]:
         values = tensor.load().flatten()
         expected = plan.load(name).flatten()
         if values.dtype != expected.dtype or not same_bits(values, expected):
-            raise ValueError(f"`{name}` was not written to the bit.")
+            raise ValueError(f"{named(name)} was not written to the bit.")
         count = sum(int((~part.isfinite()).sum()) for part in values.split(PART))
         if count:
             not_finite[name] = count
     if not_finite and not keep_nan:
         name, count = next(iter(not_finite.items()))
         raise ValueError(
-            f"{len(not_finite)} tensors hold NaN or infinity, `{name}` {count} times; `--keep-nan` keeps them."
+            f"{len(not_finite)} tensors hold NaN or infinity, {named(name)} {count} times; `--keep-nan` keeps them."
         )
     dtypes = ", ".join(
         f"{count} {dtype}" for dtype, count in Counter(t.dtype for t in written.tensors.values()).items()
@@ -65,19 +66,18 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     )
 
 
-def verify_logits(exact: Plan, written: Checkpoint, expected_file: Path | None) -> str:
+def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -> str:
     """Compare the source's logits with those that the written weights give under the exact re-expression's config.
 
-    Float32, one layer in memory at a time. What is expected comes from `expected_file` (`input_ids` and `logits`, as
-    the publisher's code computed them), or else from transformers' own class for the source.
+    Float32, one layer in memory at a time. What is expected comes from `--expected`, or else from transformers' own
+    class for the source.
 
     Raises:
         ValueError: the logits differ by more than 1e-4, or are not finite.
     """
     origin = exact.source.reference_class and f"transformers' {exact.source.reference_class}"
-    if expected_file is not None:
-        expected = load_file(expected_file)
-        input_ids, logits, origin = expected["input_ids"], expected["logits"], expected_file.name
+    if expected is not None:
+        input_ids, logits, origin = expected.input_ids, expected.logits, expected.file.name
     else:
         input_ids = torch.randint(exact.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
         logits = reference_logits(exact, input_ids) if origin else None
@@ -104,7 +104,7 @@ def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> 
 def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
     """Logits `[B, T, V]` of transformers' own class on the source's files; its stack and norm run once per loop."""
     model_class = getattr(transformers, exact.source.reference_class)
-    config = model_class.config_class.from_dict(exact.checkpoint.config)
+    config = exact.source.reference_config(exact.checkpoint.config)[0]
     model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
     with progress(model, exact.config.num_loops):
         states = model.model.embed_tokens(input_ids)

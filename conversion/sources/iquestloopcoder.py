@@ -12,9 +12,9 @@ def read_fields(fields: Fields) -> dict[str, Any]:
         VANILLA_LOOP
         | llama_fields(fields)
         | {
-            "num_loops": fields.take("loop_num"),
+            "num_loops": fields.take("loop_num", int),
             "loop_attention": "gated_window",
-            "sliding_window": fields.take("loop_window_size"),  # theirs counts the token itself, as ours
+            "sliding_window": fields.take("loop_window_size", int),  # theirs counts the token itself, as ours
             "gate_input": "query",
             "loop_norm": False,
             **bias_fields(fields),

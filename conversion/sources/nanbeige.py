@@ -8,7 +8,7 @@ from conversion_plt.source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    num_loops, loss_weights = fields.take("num_loops", 1), fields.take("loop_loss_weights", None)
+    num_loops, loss_weights = fields.take("num_loops", int, 1), fields.take("loop_loss_weights", list[float], None)
     taken = llama_fields(fields)
     fields.require("kv_channels", taken["head_dim"], None)
     return (
@@ -16,7 +16,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
         | taken
         | {
             "num_loops": len(loss_weights) + 1 if loss_weights else num_loops,
-            "loop_norm": not fields.take("skip_loop_final_norm", False),
+            "loop_norm": not fields.take("skip_loop_final_norm", bool, False),
             **bias_fields(fields),
         }
     )

@@ -8,15 +8,17 @@ from conversion_plt.source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    for name in ("early_exit_threshold", "early_exit_step"):
-        fields.take(name, None)  # which loop is read out
+    num_loops = fields.take("total_ut_steps", int)
+    # which loop is read out: the first one by which the gate's exit probabilities add up to the threshold, or this one
+    fields.require("early_exit_threshold", 1.0, None)
+    fields.require("early_exit_step", None, num_loops - 1)
     fields.require("sliding_window", None)
     refuse_sliding_window(fields)
     return (
         VANILLA_LOOP
         | llama_fields(fields)
         | {
-            "num_loops": fields.take("total_ut_steps"),
+            "num_loops": num_loops,
             "loop_norm": True,
             "sandwich_norm": True,
         }

@@ -4,14 +4,28 @@
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from configuration_plt import PLTConfig
-from conversion_plt.fields import Fields
+from conversion_plt.fields import Fields, activation
+from conversion_plt.rope import check_rope
 from conversion_plt.source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    names = [field.name for field in dataclass_fields(PLTConfig)]
-    return {name: fields.take(name) for name in names if name in fields.left}
+    common = {field.name for field in dataclass_fields(PreTrainedConfig)}
+    own = [field.name for field in dataclass_fields(PLTConfig) if field.name not in common]
+    taken = {name: fields.take(name, number_kind(fields.left[name])) for name in own if name in fields.left}
+    check_rope(fields.take("rope_parameters", dict, None) or {})
+    return taken | {
+        "hidden_act": activation(fields),
+        "eos_token_id": fields.take("eos_token_id", int | list[int], None),
+    }
+
+
+def number_kind(value: Any) -> type:
+    """A kind that keeps numbers in bounds; `PLTConfig` itself says of which kind a field must be."""
+    return type(value) if type(value) in (int, float) else object
 
 
 SOURCE = Source(

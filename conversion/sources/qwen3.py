@@ -11,7 +11,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     refuse_sliding_window(fields)
     return llama_fields(fields) | {
         "num_loops": 1,
-        "attention_bias": fields.take("attention_bias", False),
+        "attention_bias": fields.take("attention_bias", bool, False),
         "qk_norm": True,
     }
 

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels with a model unchanged: small files of the source folder."""
+
+import shutil
+from pathlib import Path
+
+from conversion_plt.generation import FILE
+from conversion_plt.messages import bytes_of
+
+LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+LARGEST_LICENSE = 10_000_000  # bytes
+
+
+def copy_belongings(source: Path, target: Path) -> list[str]:
+    """Copy generation settings and licenses; returns sentences about what was left out."""
+    if (source / FILE).is_file():
+        shutil.copyfile(source / FILE, target / FILE)
+    sentences = []
+    for path in sorted(path for pattern in LICENSES for path in source.glob(pattern)):
+        if reason := why_not_copied(path, source):
+            sentences.append(f"`{path.name}` was not copied: it is {reason}.")
+        else:
+            shutil.copyfile(path, target / path.name)
+    return sentences
+
+
+def why_not_copied(path: Path, source: Path) -> str | None:
+    """What is wrong with a file for text that is passed on unread, if anything is."""
+    if not path.is_file():
+        return "not a file"
+    if not path.resolve().is_relative_to(home(source)):
+        return f"a link to {path.resolve()}, out of the source"
+    size = path.stat().st_size
+    return f"of {bytes_of(size)}, more than {bytes_of(LARGEST_LICENSE)}" if size > LARGEST_LICENSE else None
+
+
+def home(source: Path) -> Path:
+    """Where the files of a source lie: in it, or, in the hub's cache, beside it as blobs that it links to."""
+    source = source.resolve()
+    return source.parent.parent if source.parent.name == "snapshots" else source

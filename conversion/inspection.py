@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source is and what it would become, without reading its weights."""
+
+from pathlib import Path
+
+from conversion_plt.checkpoint import open_checkpoint, read_json
+from conversion_plt.hub import find_folder
+from conversion_plt.messages import bytes_of
+from conversion_plt.pickled import has_only_pickles
+from conversion_plt.plan import make_config, make_plan
+from conversion_plt.source import find_source
+
+
+def inspect(source: str, revision: str | None) -> str:
+    """What a source is, and the config that it would get; tensors are checked too where their headers are at hand.
+
+    Raises:
+        ValueError: it cannot be converted; the message says why.
+    """
+    folder = find_folder(source, revision, weights=[])
+    config = read_json(folder / "config.json")
+    found = find_source(config)
+    lines = [f"{source}: {found.title} (`{found.model_type}`)", f"becomes: {found.becomes}"]
+    if Path(source).is_dir() and not has_only_pickles(folder):
+        plan = make_plan(open_checkpoint(folder), found, None, set())
+        fields = plan.config.to_diff_dict()
+        size = bytes_of(plan.checkpoint.nbytes)
+        lines.append(f"tensors: {len(plan.kept)} kept, {len(plan.dropped)} dropped, {size}")
+    else:
+        fields = make_config(found.config_fields(config, set())).to_diff_dict()
+        lines.append("tensors: not looked at")
+    lines += [f"note: {note}" for note in found.notes]
+    hidden = {"auto_map", "architectures", "model_type", "transformers_version"}
+    lines += [f"  {name} = {value!r}" for name, value in sorted(fields.items()) if name not in hidden]
+    return "\n".join(lines)

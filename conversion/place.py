@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a folder may be written: nothing is deleted that is not a model, or that is being read."""
+
+import os
+import re
+from pathlib import Path
+
+from conversion_plt.checkpoint import read_json
+from conversion_plt.messages import some
+
+
+def check_place(target: Path, overwrite: bool) -> None:
+    """Check that nothing is at `target`, or, if it is to be overwritten, a PLT or an empty folder.
+
+    Raises:
+        FileExistsError: something else is there.
+    """
+    if target.is_symlink():
+        raise FileExistsError(f"{target} must be a folder's own name, got a link to {os.readlink(target)}.")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists; `--overwrite` replaces it.")
+    if not target.is_dir():
+        raise FileExistsError(f"{target} must be a folder to be replaced, got a file.")
+    names = sorted(os.listdir(target))
+    if names and not holds_plt(target):
+        raise FileExistsError(f"{target} must hold a PLT to be replaced, got a folder with {some(names)}.")
+
+
+def holds_plt(folder: Path) -> bool:
+    """Whether there is a `config.json` that says so."""
+    try:
+        return read_json(folder / "config.json").get("model_type") == "plt"
+    except ValueError:
+        return False
+
+
+def check_apart(target: Path, source: Path, files: list[Path]) -> None:
+    """Check that what is read does not go with an old target, and that a new one does not come into the source.
+
+    Args:
+        source: a folder; its files may be links.
+        files: what else is read.
+
+    Raises:
+        ValueError: the target is or holds what is read, or lies in the source.
+    """
+    for path in (source, *source.iterdir(), *files):
+        if is_within(path, target):
+            raise ValueError(f"The target must be apart from what is read, got {target}, which holds {path}.")
+    if is_within(target, source):
+        raise ValueError(f"The target must be outside of the source, got {target} in {source}.")
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, wherever links lead."""
+    path, folder = path.resolve(), folder.resolve()
+    # a folder can be mounted at two places, or be spelled in two ways
+    return any(parent == folder or is_same(parent, folder) for parent in (path, *path.parents))
+
+
+def is_same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """Folders beside a target in which runs write to it; only a run that was killed leaves one."""
+    target = target.resolve()
+    names = os.listdir(target.parent) if target.parent.is_dir() else []
+    pattern = rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}"
+    return [target.parent / name for name in sorted(names) if re.fullmatch(pattern, name)]
