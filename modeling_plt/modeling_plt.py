@@ -126,11 +126,14 @@ class PLTPreTrainedModel(PreTrainedModel):
         config.validate()  # overrides in `from_pretrained` have set one field at a time
         super().__init__(config, *args, **kwargs)
 
-    def floating_point_ops(self, input_dict: dict, exclude_embeddings: bool = True) -> int:
-        """Forward and backward of one batch, as `Trainer` logs it: the layers count once per loop."""
-        once = super().floating_point_ops(input_dict, exclude_embeddings)
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """Operations of forward and backward for a batch, 6 per token and weight: the layers count once per loop.
+
+        `Trainer` counts them once, because it asks the model for nothing but its number of parameters.
+        """
         repeated = sum(parameter.numel() for parameter in self.base_model.layers.parameters())
-        return once + 6 * self.estimate_tokens(input_dict) * repeated * (self.config.num_loops - 1)
+        weights = self.num_parameters(exclude_embeddings=True) + (self.config.num_loops - 1) * repeated
+        return 6 * inputs[self.main_input_name].numel() * weights
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

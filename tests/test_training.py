@@ -205,7 +205,7 @@ def test_new_models_start_with_the_gate_at_one_half():
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_the_layers_count_once_per_loop_in_what_trainer_logs(num_loops):
+def test_the_layers_count_once_per_loop_in_floating_point_ops(num_loops):
     model, inputs = tiny_model(num_loops=num_loops), {"input_ids": tiny_ids(2, 9)}
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
     once = sum(parameter.numel() for parameter in (*model.model.norm.parameters(), *model.lm_head.parameters()))
