@@ -87,7 +87,7 @@ def main() -> None:
         sizes = [file.stat().st_size / 1e9 for file in source.glob("*.safetensors")]
         convert = [sys.executable, "-m", "conversion_plt.cli", str(source)]
         commands = {
-            "import torch and transformers": [sys.executable, "-c", "import conversion_plt.cli"],
+            "import torch and transformers": [sys.executable, "-c", "import conversion_plt.convert"],
             "cp": ["cp", "-r", str(source), f"{folder}/copy"],
             "plt-convert": [*convert, f"{folder}/exact"],
             "plt-convert --to-plt": [*convert, f"{folder}/plt", "--to-plt"],

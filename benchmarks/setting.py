@@ -83,4 +83,5 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")  # on Linux, where `platform` knows no more than the architecture
     names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
 from conversion_plt.beside import written_beside
+from conversion_plt.place import check_place
 from modeling_plt import PLTForCausalLM
 
 LENGTH = 128  # tokens a row
@@ -57,15 +58,12 @@ def parse_fields(assignments: list[str]) -> dict:
         raise SystemExit(f"`--set` {error}.") from None
 
 
-def check_output(output: Path) -> None:
-    """Refuse to replace what is not a model, before a model is trained for it."""
-    if output.exists() and not (output / "config.json").is_file():
-        raise SystemExit(f"`--output` must be a new folder or one with a model to replace, got {str(output)!r}.")
-
-
 def main() -> None:
     args = parse_args()
-    check_output(args.output)
+    try:
+        check_place(args.output, overwrite=True)
+    except FileExistsError as error:
+        raise SystemExit(f"`--output`: {error}") from None
     set_seed(0)
     train_texts, held_out_texts = load_texts(args.dataset)
     tokenizer = load_tokenizer(args.tokenizer, train_texts)
@@ -104,7 +102,7 @@ def main() -> None:
 
 def save(trainer: Trainer, held_out_texts: Dataset, output: Path) -> None:
     """Save model, tokenizer and held-out texts; an interrupted run leaves no half of a folder under the name."""
-    with written_beside(output) as folder:
+    with written_beside(output, overwrite=True) as folder:
         trainer.save_model(folder)
         held_out_texts.to_json(folder / "held_out.jsonl")
     print(f"saved {output.resolve()}")

@@ -56,10 +56,11 @@ def test_a_wrong_field_is_refused(folder):
 
 def test_a_folder_that_holds_no_model_is_not_replaced(folder):
     (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("words")
     command = [sys.executable, str(ROOT / "examples/train.py"), "--output", "notes", "--steps", "1"]
     result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-    assert result.returncode != 0 and "one with a model to replace" in result.stderr
-    assert (folder / "notes").exists()
+    assert result.returncode != 0 and "must hold a PLT to be replaced" in result.stderr
+    assert (folder / "notes" / "mine.txt").read_text() == "words"
 
 
 def test_comparison_writes_the_table(folder):
