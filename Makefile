@@ -1,9 +1,12 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both build their own virtual environment.
+# Two commands on a fresh machine: `make demo` and `make test`. Both build their own virtual environment. `make test-all`
+# also tests the tools around a PLT.
 
 PYTHON ?= python3
 VENV ?= .venv
 # another release of transformers than the pinned one: make test VENV=.venv-5.19 TRANSFORMERS=5.19.0
 TRANSFORMERS ?= $(shell sed -n 's/^transformers==//p' constraints.txt)
+
+EXTRAS ?= train,eval,convert,bench,dev
 
 BIN = $(abspath $(VENV))/bin
 RUN = runs/demo
@@ -11,7 +14,7 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 
 READY = $(VENV)/ready-$(TRANSFORMERS)
 
@@ -20,7 +23,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	sed 's/^transformers==.*/transformers==$(TRANSFORMERS)/' constraints.txt > $(VENV)/constraints.txt
 	# modules are compiled when first imported: compiling all of them here takes a minute
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint $(VENV)/constraints.txt \
-		--editable '.[train,eval,convert,bench,dev]'
+		--editable '.[$(EXTRAS)]'
 	touch $@
 
 # Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop;
@@ -41,5 +44,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# the suite, and what other packages do with a PLT, in an environment that has them; writes the table of what works
+test-all:
+	$(MAKE) test VENV=.venv-tools EXTRAS=$(EXTRAS),tools
+	OMP_NUM_THREADS=1 .venv-tools/bin/python -m pytest tests/tools --write-tools docs/tools.md
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .venv-tools runs build *.egg-info

@@ -1,0 +1,1 @@
+"""The `transformers` command, for PLT too: `plt-transformers`."""
