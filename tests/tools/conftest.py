@@ -51,7 +51,7 @@ def refused(record_property: Callable) -> Callable[..., AbstractContextManager]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     path = config.getoption("write_tools", None)
     if path is not None:
-        outcomes = ("passed", "failed", "error", "skipped")
+        outcomes = ("passed", "failed", "error", "skipped", "xfailed")
         lines = proved([report for outcome in outcomes for report in terminalreporter.getreports(outcome)])
         head = HEAD.format(platform.python_version(), version("torch"), version("transformers"))
         path.write_text(head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines))
