@@ -8,7 +8,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_training import losses
 from tiny import tiny_ids, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from modeling_plt import PLTForCausalLM, PLTForSequenceClassification
 
 trl = pytest.importorskip("trl", reason="needs the extra `tools`")
 
@@ -57,3 +58,81 @@ def test_documents_in_one_row_or_batch_are_as_documents_alone(tmp_path, settings
     assert len(batch["input_ids"]) == (5 if settings == {"max_length": 16} else 1)
     expected = loss_of_documents(model, DOCUMENTS)
     assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, abs=1e-4)
+
+
+def prompts_and_completions(key: str, *completions: str) -> dict[str, list]:
+    return {"prompt": [f"def f{number}(" for number in range(16)], key: list(completions) * (16 // len(completions))}
+
+
+@pytest.mark.proves(tool="trl", what="SFT: loss of completions only")
+@torch.no_grad()
+def test_only_completions_count(tmp_path):
+    tokenizer = ascii_tokenizer()
+    model = tiny_model(num_loops=3, vocab_size=len(tokenizer))
+    dataset = Dataset.from_dict({"prompt": ["def wrap", "x"], "completion": [" (text):", " = width"]})
+    arguments = trl.SFTConfig(tmp_path, per_device_eval_batch_size=2, **ARGUMENTS)
+    trainer = trl.SFTTrainer(model, arguments, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer)
+    nll, count = 0, 0
+    for row in dataset:
+        prompt = tokenizer(row["prompt"]).input_ids
+        whole = tokenizer(row["prompt"] + row["completion"]).input_ids + [tokenizer.eos_token_id]
+        logits = model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        nll -= logits.gather(1, torch.tensor(whole[len(prompt) :])[:, None]).sum().item()
+        count += len(whole) - len(prompt)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(nll / count, abs=1e-4)
+
+
+@pytest.mark.proves(tool="trl", what="SFT: of a folder, by LoRA (peft), with gradient checkpointing, in bfloat16")
+def test_a_saved_chat_is_learnt_by_lora(chat_folder, tmp_path):
+    arguments = ARGUMENTS | {"gradient_checkpointing": True, "bf16": True, "max_steps": 20, "learning_rate": 2e-2}
+    trainer = trl.SFTTrainer(
+        str(chat_folder),
+        trl.SFTConfig(tmp_path, per_device_train_batch_size=8, **arguments),
+        train_dataset=Dataset.from_dict(prompts_and_completions("completion", "text, width):")),
+        peft_config=LoraConfig(r=16, lora_alpha=64, target_modules="all-linear"),
+    )
+    trainer.train()
+    assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
+
+
+@pytest.mark.proves(tool="trl", what="DPO")
+def test_dpo_comes_to_prefer_the_chosen(chat_folder, tmp_path):
+    rows = prompts_and_completions("chosen", "text):") | {"rejected": ["width):"] * 16}
+    arguments = trl.DPOConfig(tmp_path, per_device_train_batch_size=8, max_steps=10, **ARGUMENTS)
+    trainer = trl.DPOTrainer(str(chat_folder), args=arguments, train_dataset=Dataset.from_dict(rows))
+    assert type(trainer.model) is PLTForCausalLM
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(0.6931, abs=0.02), "model and reference start equal"
+    assert losses(trainer)[-1] < 0.3
+    assert trainer.state.log_history[-2]["rewards/accuracies"] == 1
+
+
+@pytest.mark.proves(tool="trl", what="RewardTrainer, by `PLTForSequenceClassification`")
+def test_a_reward_model_comes_to_prefer_the_chosen(chat_folder, tmp_path):
+    rows = prompts_and_completions("chosen", "text):") | {"rejected": ["width):"] * 16}
+    arguments = trl.RewardConfig(tmp_path, per_device_train_batch_size=8, max_steps=15, **ARGUMENTS)
+    trainer = trl.RewardTrainer(str(chat_folder), args=arguments, train_dataset=Dataset.from_dict(rows))
+    assert type(trainer.model) is PLTForSequenceClassification
+    trainer.train()
+    assert losses(trainer)[-1] < 0.3
+    assert trainer.state.log_history[-2]["accuracy"] == 1
+
+
+@pytest.mark.proves(tool="trl", what="GRPO")
+def test_grpo_raises_the_reward(chat_folder, tmp_path):
+    def reward(completions: list[str], **_) -> list[float]:
+        return [completion.count("e") / 8 for completion in completions]
+
+    arguments = trl.GRPOConfig(
+        tmp_path,
+        per_device_train_batch_size=16,
+        num_generations=8,
+        max_completion_length=8,
+        max_steps=12,
+        **ARGUMENTS | {"learning_rate": 2e-2},
+    )
+    dataset = Dataset.from_dict({"prompt": ["def wrap(", "class Text"] * 8})
+    trainer = trl.GRPOTrainer(str(chat_folder), reward_funcs=reward, args=arguments, train_dataset=dataset)
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3]), rewards
