@@ -32,7 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.user_properties += [("proves", mark.kwargs) for mark in item.iter_markers("proves")]
+        mark = item.get_closest_marker("proves")
+        if mark is not None:
+            item.user_properties.append(("proves", mark.kwargs))
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def refused(record_property: Callable) -> Callable[..., AbstractContextManager]:
     def raises(error: type[Exception], match: str) -> Iterator[None]:
         with pytest.raises(error, match=match) as caught:
             yield
-        record_property("sentence", " ".join(str(caught.value).split()))
+        record_property("sentence", str(caught.value).strip().splitlines()[0])
 
     return raises
 
@@ -59,27 +61,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def proved(reports: list[pytest.TestReport]) -> Iterator[list[str]]:
     """The cells of each line all of whose tests passed."""
-    tests: dict[tuple[str, str], list[pytest.TestReport]] = {}
-    notes: dict[tuple[str, str], str] = {}
+    tests: dict[tuple[str, str], list[dict]] = {}
     for report in reports:
-        sentences = [value for key, value in report.user_properties if key == "sentence"]
-        for line in [value for key, value in report.user_properties if key == "proves"]:
-            name = line["tool"], line["what"]
-            tests.setdefault(name, []).append(report)
-            notes |= dict.fromkeys(
-                [name] if sentences or "note" in line else [], "".join(sentences) or line.get("note")
-            )
-    for (tool, what), ran in tests.items():
-        if all(test.passed for test in ran):
-            yield [f"{tool} {version(tool)}", what, *verdict(ran, notes.get((tool, what), "")), evidence(ran)]
+        test = {"report": report} | dict(report.user_properties)
+        if "proves" in test:
+            tests.setdefault((test["proves"]["tool"], test["proves"]["what"]), []).append(test)
+    for (tool, what), line in tests.items():
+        if all(test["report"].passed for test in line):
+            sentences = [test["sentence"] for test in line if "sentence" in test]
+            notes = [test["proves"]["note"] for test in line if "note" in test["proves"]]
+            verdict = "refused" if sentences else "works, with a note" if notes else "works"
+            names = [f"`{test['report'].nodeid.removeprefix('tests/tools/').partition('[')[0]}`" for test in line]
+            yield [f"{tool} {version(tool)}", what, verdict, as_cell(sentences or notes), as_cell(names)]
 
 
-def verdict(tests: list[pytest.TestReport], note: str) -> tuple[str, str]:
-    if any(key == "sentence" for test in tests for key, _ in test.user_properties):
-        return "refused", note.replace("|", r"\|")
-    return "works, with a note" if note else "works", note
-
-
-def evidence(tests: list[pytest.TestReport]) -> str:
-    names = dict.fromkeys(test.nodeid.removeprefix("tests/tools/").partition("[")[0] for test in tests)
-    return "<br>".join(f"`{name}`" for name in names)
+def as_cell(texts: list[str]) -> str:
+    return "<br>".join(dict.fromkeys(texts)).replace("|", r"\|")

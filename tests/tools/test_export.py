@@ -88,21 +88,13 @@ def test_an_onnx_program_takes_other_shapes(tmp_path):
     assert_same_logits(run, model)
 
 
-@pytest.mark.proves(
-    tool="torch",
-    what="`torch.jit.trace`, at the traced length",
-    note="use `torch.export`: most other lengths raise, but a single token gives wrong logits, of another shape",
-)
+@pytest.mark.proves(tool="torch", what="`torch.jit.trace`: any batch and length, left padding")
 @torch.no_grad()
-def test_a_traced_program_has_one_length():
+def test_a_traced_program_takes_other_shapes():
     model = Logits(tiny_model(num_loops=3))
-    program, other = torch.jit.trace(model, tuple(left_padded(2, 24))), left_padded(3, 24)
-    real = other.attention_mask.bool()
-    torch.testing.assert_close(program(*other)[real], model(*other)[real], rtol=0, atol=1e-5)
-    with pytest.raises(RuntimeError, match="must match the size"):
-        program(*left_padded(2, 9))
-    single = Inputs(tiny_ids(2, 1), torch.ones(2, 1, dtype=torch.long))
-    assert program(*single).shape != model(*single).shape
+    program, single = torch.jit.trace(model, tuple(MADE_AT)), Inputs(tiny_ids(2, 1), torch.ones(2, 1))
+    assert_same_logits(program, model)
+    torch.testing.assert_close(program(*single), model(*single), rtol=0, atol=1e-5)
 
 
 @pytest.mark.proves(tool="transformers", what="ExecuTorch (`TorchExportableModuleForDecoderOnlyLM`)")
