@@ -208,7 +208,10 @@ def test_a_quantized_plt_generates_with_its_cache_what_it_generates_without(fold
     assert_cached_equals_uncached(quantizer.quantize(folders["plt"]), tiny_ids(2, 11))
 
 
-@each(LOOK_AT_ALL_ROWS, note="a call's rows are rounded together, so cached logits differ a little, as Llama's do")
+@each(
+    LOOK_AT_ALL_ROWS,
+    note="rows of a call are rounded together, so cached logits differ from uncached: as Llama's do, with more loops more",
+)
 @torch.inference_mode()
 def test_inputs_that_are_rounded_together_give_cached_tokens_other_logits_as_in_llama(folders, quantizer):
     input_ids = tiny_ids(1, 11)
