@@ -210,7 +210,7 @@ def test_a_quantized_plt_generates_with_its_cache_what_it_generates_without(fold
 
 @each(
     LOOK_AT_ALL_ROWS,
-    note="rows of a call are rounded together, so cached logits differ from uncached: as Llama's do, with more loops more",
+    note="a call's rows are rounded together: cached logits differ from uncached, as Llama's, more with more loops",
 )
 @torch.inference_mode()
 def test_inputs_that_are_rounded_together_give_cached_tokens_other_logits_as_in_llama(folders, quantizer):
