@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for warning in ("DeprecationWarning", "FutureWarning"):  # what the tools use is theirs to change
+        config.addinivalue_line("filterwarnings", f"ignore::{warning}")
     config.addinivalue_line(
         "markers", "proves(tool, what, note): a line of docs/tools.md, there if all tests with the same one pass"
     )
