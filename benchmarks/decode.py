@@ -11,6 +11,7 @@ from benchmarks_plt.filled_cache import fill, new_cache
 from benchmarks_plt.models import Setup, SharedWeights
 from benchmarks_plt.rows import Row
 from benchmarks_plt.timing import WARMUP_ROUNDS, Timed, time_interleaved
+from modeling_plt.cache_name_plt import THEIRS
 
 TOKENS = 4  # decoded per row and round
 # weights packed once for products that read them once for a few rows, as the loops of a token are
@@ -44,7 +45,7 @@ def greedy_steps(
     def sample() -> None:
         nonlocal token
         for _ in range(TOKENS):
-            token = step(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            token = step(token, use_cache=True, **{THEIRS: cache}).logits[:, -1:].argmax(-1)
 
     return sample
 

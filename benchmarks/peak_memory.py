@@ -20,6 +20,7 @@ from benchmarks_plt.models import Setup, SharedWeights
 from benchmarks_plt.random_ids import random_ids
 from benchmarks_plt.rows import PLAIN, Row
 from benchmarks_plt.train import training_step
+from modeling_plt.cache_name_plt import THEIRS
 
 TOKENS = 4  # decoded behind the prompt
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
@@ -51,8 +52,8 @@ class PeakMemory:
 def generate(weights: SharedWeights, row: Row, num_tokens: int) -> None:
     model, token, cache = weights.build(row), random_ids(num_tokens, weights.setup), None
     for _ in range(1 + TOKENS):
-        output = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        output = model(token, use_cache=True, logits_to_keep=1, **{THEIRS: cache})
+        token, cache = output.logits[:, -1:].argmax(-1), output[THEIRS]
 
 
 def train(weights: SharedWeights, row: Row, num_tokens: int) -> None:

@@ -160,7 +160,7 @@ class PLTAttention(nn.Module):
             output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
 
         if self.plt_gate is not None and self.training and not own_loops:
-            output = output + self.plt_gate.zero().to(output.dtype)
+            output = output + PLTGate.zero(self.plt_gate).to(output.dtype)  # adapters wrap modules without methods
         if loop_attention == "gated_window" and own_loops:
             query = query[:, :, own_queries]
             gate = self.plt_gate(tail(layer_input, len(loops) * num_outputs)[:, own_queries], query).unsqueeze(-1)

@@ -16,7 +16,8 @@ def count_blocks(num_queries: int, block: int) -> int:
 
     In traced code at least two: whether there is one is a question that would make another graph.
     """
-    return torch.sym_max(2 if torch.compiler.is_compiling() else 1, -(-num_queries // block))
+    num_blocks = -(-num_queries // block)
+    return torch.sym_max(2, num_blocks) if torch.compiler.is_compiling() else num_blocks
 
 
 def fold_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

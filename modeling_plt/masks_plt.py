@@ -148,9 +148,8 @@ def window_mask(starts: Tensor, last: Tensor, window: int, num_blocks: int, bloc
     num_queries = num_blocks * block
     starts = pad(starts, (num_queries - starts.shape[1], 0), value=NO_START)
     # columns from here on count from the first query of their block
-    queries = torch.arange(num_queries, device=starts.device)
-    firsts = last + 1 - num_queries + queries - queries % block
-    starts = as_new((starts - firsts).unflatten(1, (-1, block)).transpose(0, 1))
+    firsts = last + 1 - num_queries + torch.arange(num_blocks, device=starts.device) * block
+    starts = as_new(starts.unflatten(1, (-1, block)).transpose(0, 1)) - firsts[:, None, None]
     queries = torch.arange(block, device=starts.device).unsqueeze(1)
     keys = torch.arange(-reach, block, device=starts.device)
     return is_visible(keys, queries, starts.unsqueeze(3), window).unsqueeze(2)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -430,18 +429,3 @@ def test_a_plot_is_the_same_file_every_time():
         first, second = (rendered(plot_prefill(timed, "headline"), suffix) for _ in range(2))
         assert first == second
     assert b"<dc:date>" not in first
-
-
-def test_the_hand_written_kernels_for_few_rows(tmp_path):
-    """The program checks its sums itself."""
-    if shutil.which("g++") is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("needs g++ and a CPU with AVX2")
-    source, program = Path(__file__).parents[1] / "benchmarks" / "few_rows.cpp", tmp_path / "few_rows"
-    subprocess.run(["g++", "-O3", "-march=native", "-fopenmp", "-Wall", "-Werror", source, "-o", program], check=True)
-    table = subprocess.run([program, "64"], check=True, capture_output=True, text=True).stdout.splitlines()
-    rows = [[float(entry) for entry in line.strip("| ").split("|")] for line in table[2:]]
-    assert [row[0] for row in rows] == [0, 1, 2, 3] and rows[1][2] == rows[1][4] == 1
-    for _, memory, to_one, cache, to_one_in_cache in rows:
-        assert to_one == pytest.approx(rows[1][1] / memory, rel=0.05)
-        assert to_one_in_cache == pytest.approx(rows[1][3] / cache, rel=0.05)
-    assert subprocess.run([program, "5"], capture_output=True).returncode == 2

@@ -114,7 +114,7 @@ def test_a_published_plt_that_loads_as_it_lies_is_checked_too(tmp_path):
         ([True], set()),
         (None, set()),
     ],
-    ids=repr,
+    ids=lambda part: "" if isinstance(part, set) else repr(part),  # sets have no order
 )
 def test_kinds_are_told_apart(value, kinds):
     assert {kind for kind in KINDS if is_kind(value, kind)} == kinds
@@ -271,12 +271,12 @@ def test_a_layer_that_is_missing_in_the_middle_is_refused(capsys, changed):
     "options, message",
     [
         (["--loops", 10**9], "`num_loops` must be at most 1000"),
-        (["--loops", 0], "`num_loops`"),
+        (["--loops", 0], "num_loops"),
         (["--to-plt", "--loops", 10**9], "`num_loops` must be at most 1000"),
         (["--to-plt", "--loops", HUGE], "`num_loops` must be at most 1000"),
         (["--to-plt", "--window", 99999999999], "`--window` must be at most the source's 256 positions"),
         (["--to-plt", "--window", 257], "got 257"),
-        (["--to-plt", "--window", -3], "`sliding_window`"),
+        (["--to-plt", "--window", -3], "sliding_window"),
         (["--to-plt", "--hidden-scale", 1e40], "`--hidden-scale` must be a number of torch.float32, got 1e+40"),
         (["--to-plt", "--embedding-scale", "nan"], "`--embedding-scale` must be a number of torch.float32, got nan"),
         (["--to-plt", "--no-learned-scales", "--embedding-scale", "inf"], "got inf"),
