@@ -34,6 +34,7 @@ READ_BY = {
     "train_length": {"train", "memory"},
     "rounds": {"decode", "loops", "prefill", "train"},
     "compile": {"decode", "loops"},
+    "few_rows": {"decode", "loops"},
 }
 
 
@@ -62,6 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--attn-implementation", choices=ATTENTION, default="sdpa", help="default: sdpa")
     parser.add_argument(
         "--compile", action="store_true", default=None, help="decode with static caches and compiled steps"
+    )
+    parser.add_argument(
+        "--few-rows", action="store_true", default=None, help="decode with swapped products (eager float32, AVX2)"
     )
     parser.add_argument("--batch-sizes", nargs="+", type=positive, metavar="N", help="of decoding; loops: the first")
     parser.add_argument(
@@ -152,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    setup = Setup(fields, device, dtype, args.attn_implementation, compiled=bool(args.compile))
+    setup = Setup(fields, device, dtype, args.attn_implementation, bool(args.compile), bool(args.few_rows))
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         setting = describe(shlex.join(["plt-bench", *arguments]), args.size, setup)
@@ -163,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
             sections.append(measure(run))
             print(f"\n{sections[-1]}", flush=True)
             write(args.output, args.command, setting, sections)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"plt-bench: {error}")
     print(f"\nWrote {args.output.resolve()}")
 

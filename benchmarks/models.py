@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 import modeling_plt  # noqa: F401, makes the Auto classes know PLT
 from benchmarks_plt.rows import Row
 from configuration_plt import PLTConfig
+from modeling_plt.few_rows import speed_up_few_rows
 
 NOT_LLAMAS = ("architectures", "auto_map", "model_type", "transformers_version")
 
@@ -26,6 +27,7 @@ class Setup:
     dtype: torch.dtype
     attn_implementation: str
     compiled: bool = False  # decode with a static cache and a compiled step
+    few_rows: bool = False  # decode with swapped products, see `speed_up_few_rows`
 
 
 def row_config(fields: dict, row: Row) -> PreTrainedConfig:
@@ -64,6 +66,8 @@ class SharedWeights:
         model.tie_weights()
         # its frequencies are no part of the weights
         model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(self.setup.device)
+        if self.setup.few_rows:
+            speed_up_few_rows(model)
         return model.eval()
 
     def random(self, name: str, shape: torch.Size) -> Tensor:

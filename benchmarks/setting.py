@@ -73,7 +73,8 @@ def describe(command: str, size: str, setup: Setup) -> Setting:
         transformers=transformers.__version__,
         package=version("parallel-loop-transformer"),
         python=platform.python_version(),
-        decoding="static cache and a compiled step" if setup.compiled else "dynamic cache, eager",
+        decoding=("static cache and a compiled step" if setup.compiled else "dynamic cache, eager")
+        + (", swapped products" if setup.few_rows else ""),
     )
 
 
