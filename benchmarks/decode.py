@@ -14,8 +14,6 @@ from benchmarks_plt.timing import WARMUP_ROUNDS, Timed, time_interleaved
 from modeling_plt.cache_name_plt import THEIRS
 
 TOKENS = 4  # decoded per row and round
-# weights packed once for products that read them once for a few rows, as the loops of a token are
-CPU_OPTIONS = {"cpp_wrapper": True, "freezing": True, "max_autotune": True}
 
 
 def decode_step(model: PreTrainedModel, compiled: bool) -> Callable:
@@ -23,7 +21,7 @@ def decode_step(model: PreTrainedModel, compiled: bool) -> Callable:
     if not compiled:
         return model
     # between kernels there is no Python: a GPU replays CUDA graphs, on a CPU the calls are compiled too
-    how = {"mode": "reduce-overhead"} if model.device.type == "cuda" else {"options": CPU_OPTIONS}
+    how = {"mode": "reduce-overhead"} if model.device.type == "cuda" else {"options": {"cpp_wrapper": True}}
     # each row is another graph of the same code
     return torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, **how)
 
