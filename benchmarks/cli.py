@@ -21,6 +21,7 @@ from benchmarks_plt.rows import FIELDS_OF_ROWS, LLAMA, PLAIN, ROW_MEANINGS, ROWS
 from benchmarks_plt.setting import describe
 from benchmarks_plt.sizes import SIZES, SWEEPS, Sweep
 from configuration_plt.assignments import parse_assignments
+from modeling_plt.few_rows import speed_up_few_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -133,6 +134,18 @@ def read_rows(parser: argparse.ArgumentParser, names: list[str] | None, fields: 
     return rows
 
 
+def refuse_few_rows(
+    parser: argparse.ArgumentParser, compiled: bool | None, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Refuse swapped products where they would not be computed, or would not win."""
+    if compiled:
+        parser.error("--few-rows is for eager decoding: leave out --compile")
+    try:
+        speed_up_few_rows(torch.nn.Linear(1, 1, device=device, dtype=dtype))
+    except ValueError as error:
+        parser.error(f"--few-rows: {error}")
+
+
 def read_sweep(args: argparse.Namespace, device: torch.device) -> Sweep:
     """What the size and the device suggest, with what the command line says instead."""
     changes = {
@@ -156,6 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES[args.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.few_rows:
+        refuse_few_rows(parser, args.compile, device, dtype)
     setup = Setup(fields, device, dtype, args.attn_implementation, bool(args.compile), bool(args.few_rows))
     try:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -167,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
             sections.append(measure(run))
             print(f"\n{sections[-1]}", flush=True)
             write(args.output, args.command, setting, sections)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError) as error:
         sys.exit(f"plt-bench: {error}")
     print(f"\nWrote {args.output.resolve()}")
 

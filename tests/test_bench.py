@@ -242,6 +242,25 @@ def test_the_installed_command_runs_with_changed_fields(tmp_path):
     assert setting["dtype"] == "bfloat16" and "warm-up" in result.stdout
 
 
+def test_decoding_with_swapped_products_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    run(
+        "decode",
+        *SMALL,
+        "--few-rows",
+        "--batch-sizes",
+        "1",
+        "--contexts",
+        "8",
+        "--rows",
+        "plt-2",
+        "--output",
+        tmp_path,
+    )
+    setting = json.loads((tmp_path / "decode.json").read_text())["setting"]
+    assert setting["decoding"] == "dynamic cache, eager, swapped products"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,6 +279,8 @@ def test_the_installed_command_runs_with_changed_fields(tmp_path):
         (["--set", "qk_norm=True"], "leave the row llama out with --rows"),
         (["decode", "--prompt-lengths", "8"], "--prompt-lengths has no effect on decode, only on memory, prefill"),
         (["loops", "--rows", "plt-2"], "--rows has no effect on loops"),
+        (["decode", "--few-rows", "--compile", "--rows", "plt-2"], "--few-rows is for eager decoding"),
+        (["decode", "--few-rows", "--dtype", "bfloat16", "--rows", "plt-2"], "--few-rows: Swapped products"),
         (["--output", __file__], "--output must be a folder or new"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

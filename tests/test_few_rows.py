@@ -1,10 +1,13 @@
 """Swapped products: an explicit call, the same numbers, and nothing of it in a saved folder."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from tiny import tiny_ids, tiny_model
 
-from modeling_plt.few_rows import MOST_ROWS, MOST_ROWS_OF_THREADS, FewRowsLinear, speed_up_few_rows
+from modeling_plt.few_rows import MOST_ROWS, MOST_ROWS_OF_THREADS, few_rows_linear, speed_up_few_rows
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
@@ -27,7 +30,7 @@ def test_few_rows_equal_many(threads, monkeypatch, bias):
     plain = torch.nn.Linear(24, 10, bias=bias)
     layer = torch.nn.Linear(24, 10, bias=bias)
     layer.load_state_dict(plain.state_dict())
-    layer.__class__ = FewRowsLinear
+    layer.forward = partial(few_rows_linear, layer)
     swapped = []
     monkeypatch.setattr(
         "modeling_plt.few_rows.linear", lambda *args: swapped.append(len(args[1])) or args[0] @ args[1].T
@@ -50,6 +53,19 @@ def test_a_model_decodes_the_same_and_saves_the_same(avx2, tmp_path):
     plain.save_pretrained(tmp_path / "plain")
     saved = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("fast", "plain")]
     assert saved[0] == saved[1] and "few_rows.py" not in saved[0]
+
+
+def test_quantizers_still_find_the_layers(avx2):
+    model = tiny_model(num_loops=3)
+    names = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    speed_up_few_rows(model)
+    assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == names
+    copied = copy.deepcopy(model)
+    layer = copied.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert layer(torch.ones(1, 2, 32)).abs().max() == 0, "a copy computes with its own weights"
+    assert model.model.layers[0].mlp.up_proj(torch.ones(1, 2, 32)).abs().max() > 0
 
 
 def test_where_it_would_not_win_it_is_refused(avx2, monkeypatch):
