@@ -35,6 +35,11 @@ def count(default: int | None) -> Any:
     return validated_field(check_count, default=default)
 
 
+def scale(default: float) -> Any:
+    """A factor, checked as a count is."""
+    return validated_field(check_finite, default=default)
+
+
 @strict
 class PLTConfig(PreTrainedConfig):
     """A Llama-family decoder whose layers run `num_loops` times with the same weights (arXiv 2510.24824).
@@ -58,12 +63,8 @@ class PLTConfig(PreTrainedConfig):
     loop_attention: Literal["gated_window", "shared", "own"] = "gated_window"  # what later loops attend to
     sliding_window: int = count(64)  # keys a later loop sees in its own KV, current token included
     gate_input: Literal["hidden", "query"] = "hidden"  # the gate reads the normed layer input, or each head's query
-    embedding_scale: float | int = validated_field(
-        check_finite, default=1.0
-    )  # weight of the embedding in the input of later loops
-    hidden_scale: float | int = validated_field(
-        check_finite, default=1.0
-    )  # weight of the previous loop's state in the input of later loops
+    embedding_scale: float | int = scale(1.0)  # weight of the embedding in the input of later loops
+    hidden_scale: float | int = scale(1.0)  # weight of the previous loop's state in the input of later loops
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
     one_pass: bool = True  # the loops of a new token are rows of one pass; False: one after another, the same logits
     learned_scales: bool = False  # the two scales are parameters, and these values their start

@@ -51,13 +51,6 @@ class PLTGate(nn.Module):
             logits = nn.functional.linear(read_by_all_heads(self.gate_norm(layer_input), self.weight), weight, bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
-    def zero(self) -> Tensor:
-        """0, with a gradient of 0 for each parameter.
-
-        Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
-        """
-        return 0 * sum(own_heads(parameter).sum() for parameter in self.parameters())
-
 
 class FoldedQueries(nn.Module):
     """What attention functions read off their module when all queries of a KV head are rows of that head."""
@@ -160,7 +153,7 @@ class PLTAttention(nn.Module):
             output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
 
         if self.plt_gate is not None and self.training and not own_loops:
-            output = output + PLTGate.zero(self.plt_gate).to(output.dtype)  # adapters wrap modules without methods
+            output = output + zero_of(self.plt_gate).to(output.dtype)
         if loop_attention == "gated_window" and own_loops:
             query = query[:, :, own_queries]
             gate = self.plt_gate(tail(layer_input, len(loops) * num_outputs)[:, own_queries], query).unsqueeze(-1)
@@ -256,6 +249,14 @@ def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_posit
     """Rotary embedding of `[B, heads, R * T, Dh]` at the last T positions; a single one serves all R loops."""
     cos, sin = (tail(embedding, num_positions, dim=2) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
+
+
+def zero_of(module: nn.Module) -> Tensor:
+    """0, with a gradient of 0 for each parameter of a module that has nothing else to do in a loop.
+
+    Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
+    """
+    return 0 * sum(own_heads(parameter).sum() for parameter in module.parameters())
 
 
 def loops_to_heads(states: Tensor, loops: range) -> Tensor:

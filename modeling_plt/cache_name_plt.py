@@ -33,21 +33,14 @@ def call_it(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def takes_either_name(function: Callable) -> Callable:
-    """Let a function with a parameter `past_key_values` be given it as `cache` too."""
+def gets_it_as(name: str) -> Callable[[Callable], Callable]:
+    """Let a function that takes the cache under this name be given it under either."""
 
-    @wraps(function)
-    def renamed(*args, **kwargs):
-        return function(*args, **call_it(OURS, kwargs))
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def renamed(*args, **kwargs):
+            return function(*args, **call_it(name, kwargs))
 
-    return renamed
+        return renamed
 
-
-def passes_their_name(function: Callable) -> Callable:
-    """Let a function of transformers be given the cache under either name, whichever of them it takes."""
-
-    @wraps(function)
-    def renamed(*args, **kwargs):
-        return function(*args, **call_it(THEIRS, kwargs))
-
-    return renamed
+    return decorate

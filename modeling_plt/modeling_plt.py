@@ -30,7 +30,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
-from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, call_it, passes_their_name, takes_either_name
+from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .masks_plt import DENSE, make_masks
@@ -164,7 +164,7 @@ class PLTModel(PLTPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @takes_either_name
+    @gets_it_as(OURS)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -364,7 +364,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @takes_either_name
+    @gets_it_as(OURS)
     @can_return_tuple
     def forward(
         self,
@@ -415,7 +415,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             return False
         return not any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
 
-    generate = passes_their_name(GenerationMixin.generate)
+    generate = gets_it_as(THEIRS)(GenerationMixin.generate)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
@@ -454,7 +454,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         return cache
 
     @staticmethod
-    @takes_either_name
+    @gets_it_as(OURS)
     def create_masks_for_generate(
         config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
     ) -> dict[str, Tensor | None]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainers of TRL on a PLT."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from chat_folder import ascii_tokenizer
@@ -95,13 +97,19 @@ def test_a_saved_chat_is_learnt_by_lora(chat_folder, tmp_path):
     assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]
 
 
+def learn_preferences(trainer: type, config: type, folder: Path, output: Path, max_steps: int):
+    """A trainer of TRL, when it has learnt to prefer one completion to another."""
+    rows = prompts_and_completions("chosen", "text):") | {"rejected": ["width):"] * 16}
+    arguments = config(output, per_device_train_batch_size=8, max_steps=max_steps, **ARGUMENTS)
+    learner = trainer(str(folder), args=arguments, train_dataset=Dataset.from_dict(rows))
+    learner.train()
+    return learner
+
+
 @pytest.mark.proves(tool="trl", what="DPO")
 def test_dpo_comes_to_prefer_the_chosen(chat_folder, tmp_path):
-    rows = prompts_and_completions("chosen", "text):") | {"rejected": ["width):"] * 16}
-    arguments = trl.DPOConfig(tmp_path, per_device_train_batch_size=8, max_steps=10, **ARGUMENTS)
-    trainer = trl.DPOTrainer(str(chat_folder), args=arguments, train_dataset=Dataset.from_dict(rows))
+    trainer = learn_preferences(trl.DPOTrainer, trl.DPOConfig, chat_folder, tmp_path, max_steps=10)
     assert type(trainer.model) is PLTForCausalLM
-    trainer.train()
     assert losses(trainer)[0] == pytest.approx(0.6931, abs=0.02), "model and reference start equal"
     assert losses(trainer)[-1] < 0.3
     assert trainer.state.log_history[-2]["rewards/accuracies"] == 1
@@ -109,11 +117,8 @@ def test_dpo_comes_to_prefer_the_chosen(chat_folder, tmp_path):
 
 @pytest.mark.proves(tool="trl", what="RewardTrainer, by `PLTForSequenceClassification`")
 def test_a_reward_model_comes_to_prefer_the_chosen(chat_folder, tmp_path):
-    rows = prompts_and_completions("chosen", "text):") | {"rejected": ["width):"] * 16}
-    arguments = trl.RewardConfig(tmp_path, per_device_train_batch_size=8, max_steps=15, **ARGUMENTS)
-    trainer = trl.RewardTrainer(str(chat_folder), args=arguments, train_dataset=Dataset.from_dict(rows))
+    trainer = learn_preferences(trl.RewardTrainer, trl.RewardConfig, chat_folder, tmp_path, max_steps=15)
     assert type(trainer.model) is PLTForSequenceClassification
-    trainer.train()
     assert losses(trainer)[-1] < 0.3
     assert trainer.state.log_history[-2]["accuracy"] == 1
 
