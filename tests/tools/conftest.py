@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tools work with a PLT: `pytest tests/tools --write-tools docs/tools.md` writes what the tests proved."""
+"""Which tools work with a PLT: `make test-all` runs these tests and writes what they proved."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -25,8 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for warning in ("DeprecationWarning", "FutureWarning"):  # what the tools use is theirs to change
-        config.addinivalue_line("filterwarnings", f"ignore::{warning}")
     config.addinivalue_line(
         "markers", "proves(tool, what, note): a line of docs/tools.md, there if all tests with the same one pass"
     )
