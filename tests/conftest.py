@@ -1,8 +1,11 @@
+import signal
+
 import pytest
 import torch
 from tokenizer_folders import byte_level, source, target, train  # noqa: F401, fixtures
 
 torch.set_num_threads(1)  # tiny tensors; the suite runs its files side by side
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from greedy import assert_cached_equals_uncached, greedy
 from peft import PeftModel, get_peft_model
-from test_training import fresh_model, losses, train
 from tiny import tiny_ids, tiny_model
 from torch import nn
+from train_tiny import fresh_model, losses, train
 
 from modeling_plt import PLTForSequenceClassification
 

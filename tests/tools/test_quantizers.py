@@ -14,9 +14,9 @@ import pytest
 import torch
 from greedy import assert_cached_equals_uncached
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from test_training import losses, train
 from tiny import randomize, tiny_ids, tiny_model
 from torch import Tensor, nn
+from train_tiny import losses, train
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,

@@ -8,8 +8,8 @@ import torch
 from chat_folder import ascii_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
-from test_training import losses
 from tiny import tiny_ids, tiny_model
+from train_tiny import losses
 
 from modeling_plt import PLTForCausalLM, PLTForSequenceClassification
 

@@ -1,13 +1,11 @@
 """A saved folder is complete: it loads anywhere, with or without the package, and saves itself again unchanged."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from clean_process import run_in_clean_process
 from safetensors.torch import load_file, save_file
 from tiny import tiny_ids, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -67,14 +65,6 @@ for auto in (AutoModelForQuestionAnswering, AutoModelForSequenceClassification, 
     assert type(head.model).__module__ == type(head).__module__
 save_file(outputs, source + "/outputs.safetensors")
 """
-
-
-def run_in_clean_process(code, *args, cwd):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(cwd / "modules")}
-    command = [sys.executable, "-c", code, *map(str, args)]
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result
 
 
 def files(folder):

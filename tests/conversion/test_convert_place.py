@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
+from converting import DATA, plt_convert, refused, signalled, snapshot, write_documents, write_plt
 from safetensors import safe_open
-from test_convert import DATA, plt_convert, refused
 
 import conversion_plt.beside
 import conversion_plt.convert
@@ -20,25 +19,6 @@ from conversion_plt.beside import written_beside
 from conversion_plt.held_signals import HeldSignals
 
 SOURCE = DATA / "nanbeige"
-
-
-def snapshot(folder):
-    """Every path below a folder, and what is there."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob("*")
-    }
-
-
-def write_documents(folder):
-    folder.mkdir(parents=True)
-    (folder / "thesis.txt").write_text("years of work")
-
-
-def write_plt(folder, note="old"):
-    """What counts as a model of ours, cheaply."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "plt", "note": note}))
 
 
 def is_converted(folder):
@@ -127,7 +107,7 @@ def test_a_source_of_links_into_the_hubs_cache_converts(tmp_path):
     cache = tmp_path / "models--own--model"
     (cache / "blobs").mkdir(parents=True)
     (cache / "snapshots" / "abc").mkdir(parents=True)
-    for number, file in enumerate([*SOURCE.iterdir(), Path(__file__).parent.parent / "LICENSE"]):
+    for number, file in enumerate([*SOURCE.iterdir(), Path(__file__).parents[2] / "LICENSE"]):
         shutil.copy(file, cache / "blobs" / str(number))
         (cache / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{number}")
     before = snapshot(cache)
@@ -273,25 +253,6 @@ def test_what_a_killed_run_left_is_named_and_kept(tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"{left} is of another run" in output and str(other) not in output
     assert (left / "old" / "thesis.txt").is_file()
-
-
-def signalled(log, number, seconds, *arguments):
-    """Run the command in a fork, which imports nothing, and send it a signal; exit status and what it said."""
-    process = os.fork()
-    if process == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115, open until the process ends
-        code = 0
-        try:
-            plt_convert(*arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else print(end.code) or 1
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    time.sleep(seconds)
-    os.kill(process, number)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate"]
 SAME_NAME = [
     "vocab_size",

@@ -13,9 +13,8 @@ from hashlib import sha256
 
 import pytest
 import torch
+from converting import DATA, plain_model, plt_convert, signalled, snapshot, write_documents, write_plt
 from safetensors.torch import load_file
-from test_convert import DATA, plain_model, plt_convert
-from test_convert_place import signalled, snapshot, write_documents, write_plt
 from tokenizer_folders import special, write_files
 from transformers import AutoTokenizer, GPT2Tokenizer
 

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 import transformers
+from converting import DATA, PLAIN, assert_refused, copy_source, plain_model, plt_convert
 from safetensors.torch import load_file, save_file
-from test_convert import DATA, PLAIN, copy_source, plain_model, plt_convert, refused
 
 from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.messages import LONGEST_MESSAGE
 from conversion_plt.source import all_sources
 from modeling_plt import PLTForCausalLM
 
@@ -45,15 +44,6 @@ def changed(tmp_path, plain):
         return copy_source(name, tmp_path / "source", **fields)
 
     return change
-
-
-def assert_refused(capsys, source, *options):
-    """The command ends in one line of bounded length, and leaves nothing; the line."""
-    message = refused(capsys, source, source.parent / "target", *options)
-    assert {path.name for path in source.parent.iterdir()} == {source.name}
-    assert message.startswith("plt-convert: ") and "\n" not in message
-    assert len(message) <= LONGEST_MESSAGE + 20
-    return message
 
 
 @pytest.mark.parametrize(

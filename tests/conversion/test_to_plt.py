@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
+from converting import DATA, copy_source, plain_model, plt_convert, refused
 from safetensors.torch import load_file
-from test_convert import DATA, copy_source, plain_model, plt_convert, refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from conversion_plt.convert import Request, convert
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 INDEX = "model.safetensors.index.json"
 
 

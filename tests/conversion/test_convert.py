@@ -12,31 +12,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from clean_process import run_in_clean_process
+from converting import DATA, PLAIN, PUBLISHED, copy_source, plain_model, plt_convert, refused
 from reference import ReferencePLT
 from safetensors.torch import load_file, save_file
-from test_checkpoint import run_in_clean_process
-from tiny import randomize
 
 import conversion_plt.convert
 import conversion_plt.hub
 import modeling_plt
 from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import open_checkpoint
-from conversion_plt.cli import main
 from conversion_plt.source import all_sources
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
 from modeling_plt.modeling_plt import PLTModel
-
-DATA = Path(__file__).parent / "data"
-PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
-PLAIN = {
-    "llama": {},
-    "llama_biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    "mistral": {"sliding_window": None, "head_dim": 12},
-    "qwen2": {},
-    "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
-}
 
 LOAD_IN_CLEAN_PROCESS = """
 import sys
@@ -55,52 +44,12 @@ for folder in sys.argv[1:]:
 """
 
 
-def plt_convert(*arguments):
-    main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments):
-    """The sentence with which the command ends when it fails."""
-    with pytest.raises(SystemExit) as raised:
-        plt_convert(*arguments)
-    assert raised.value.code not in (0, None)
-    return str(raised.value.code)
-
-
 def logits_in_clean_process(folder, input_ids):
     """Logits of the models in `folder/<name>` for `input_ids[name]`, from one process without the package."""
     for name, ids in input_ids.items():
         save_file({"input_ids": ids}, folder / name / "inputs.safetensors")
     run_in_clean_process(LOAD_IN_CLEAN_PROCESS, *(folder / name for name in input_ids), cwd=folder)
     return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
-
-
-def copy_source(name, folder, **fields):
-    """A copy of a reference checkpoint whose config has other fields."""
-    folder.mkdir()
-    for file in (DATA / name).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text()) | fields
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def plain_model(name):
-    """A model of transformers' own class whose every weight matters, in float32."""
-    model_type = name.split("_")[0]
-    config = transformers.CONFIG_MAPPING[model_type](
-        **{
-            "vocab_size": 97,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-        }
-        | PLAIN[name]
-    )
-    return randomize(transformers.AutoModelForCausalLM.from_config(config)).eval()
 
 
 def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_checkpoint import run_in_clean_process
+from clean_process import run_in_clean_process
 from tiny import tiny_config
 from tokenizer_folders import NAMED, OWN_CLASS, TEXTS, content, library_of, load, special, write_files
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -7,9 +7,8 @@ import shutil
 
 import pytest
 import torch
+from converting import DATA, assert_refused, copy_source, plt_convert
 from safetensors.torch import load_file, save_file
-from test_convert import DATA, copy_source, plt_convert
-from test_convert_fields import assert_refused
 from tokenizer_folders import write_files
 
 import conversion_plt.convert

@@ -1,0 +1,113 @@
+"""What tests of the converter share: sources, the command, and its refusals."""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import transformers
+from tiny import randomize
+
+from conversion_plt.cli import main
+from conversion_plt.messages import LONGEST_MESSAGE
+
+DATA = Path(__file__).parents[1] / "data"
+PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
+PLAIN = {
+    "llama": {},
+    "llama_biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "head_dim": 12},
+    "qwen2": {},
+    "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
+}
+
+
+def plt_convert(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """The sentence with which the command ends when it fails."""
+    with pytest.raises(SystemExit) as raised:
+        plt_convert(*arguments)
+    assert raised.value.code not in (0, None)
+    return str(raised.value.code)
+
+
+def copy_source(name, folder, **fields):
+    """A copy of a reference checkpoint whose config has other fields."""
+    folder.mkdir()
+    for file in (DATA / name).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def plain_model(name):
+    """A model of transformers' own class whose every weight matters, in float32."""
+    model_type = name.split("_")[0]
+    config = transformers.CONFIG_MAPPING[model_type](
+        **{
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
+        | PLAIN[name]
+    )
+    return randomize(transformers.AutoModelForCausalLM.from_config(config)).eval()
+
+
+def assert_refused(capsys, source, *options):
+    """The command ends in one line of bounded length, and leaves nothing; the line."""
+    message = refused(capsys, source, source.parent / "target", *options)
+    assert {path.name for path in source.parent.iterdir()} == {source.name}
+    assert message.startswith("plt-convert: ") and "\n" not in message
+    assert len(message) <= LONGEST_MESSAGE + 20
+    return message
+
+
+def snapshot(folder):
+    """Every path below a folder, and what is there."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+def write_documents(folder):
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+
+
+def write_plt(folder, note="old"):
+    """What counts as a model of ours, cheaply."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "plt", "note": note}))
+
+
+def signalled(log, number, seconds, *arguments):
+    """Run the command in a fork, which imports nothing, and send it a signal; exit status and what it said."""
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115, open until the process ends
+        code = 0
+        try:
+            plt_convert(*arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else print(end.code) or 1
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    time.sleep(seconds)
+    os.kill(process, number)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log.read_text()
