@@ -44,7 +44,7 @@ class CacheBytes:
 def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
     """What the paper's design needs for one sequence of S tokens.
 
-    PLT: `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + (L - 1) * D` elements; a loop without shared KV keeps L * S
+    PLT: `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements; a loop without shared KV keeps L * S
     columns; the position id tells a new token whether it continues the carry.
     """
     column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -56,8 +56,7 @@ def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
         "shared": 0,
         "gated_window": min(context, config.sliding_window - 1),
     }[config.loop_attention]
-    num_carried = num_later if config.loop_shift else 0
-    elements = column * (context + num_later * later_columns) + num_carried * config.hidden_size
+    elements = column * (context + num_later * later_columns) + config.num_loops * config.hidden_size
     return element_size * elements + POSITION_BYTES
 
 

@@ -33,22 +33,15 @@ def fill(
         return cache
     for layer_idx in range(config.num_hidden_layers):
         fill_layer(cache, config, key, value, layer_idx)
-    carry_shape = (batch_size, context, config.hidden_size)
-    num_carried = config.num_loops - 1 if config.loop_shift else 0
-    states = [torch.randn(carry_shape[0], 1, carry_shape[2], device=device, dtype=dtype) for _ in range(num_carried)]
-    cache.carry.write(states, torch.full((batch_size, 1), context - 1, device=device))
+    shape = (batch_size, 1, config.hidden_size)
+    states = [torch.randn(shape, device=device, dtype=dtype) for _ in range(config.num_loops)]
+    cache.carry.write(states, torch.full((batch_size, 1), context - 1, device=device), pads=None, num_pads=None)
     return cache
 
 
 def fill_layer(cache: PLTCache, config: PLTConfig, key: Tensor, value: Tensor, layer_idx: int) -> None:
     """Write keys and values `[B, Hkv, S, Dh]` to what the loops of a layer see: shared KV, windows, or full KV."""
-    own_loops = range(0)
-    if config.loop_attention == "own":
-        own_loops = range(config.num_loops)
-    else:
-        cache.update(key, value, layer_idx)
-        if config.has_gate:
-            own_loops = range(1, config.num_loops)
-    if own_loops:
-        key, value = (states.repeat(1, len(own_loops), 1, 1) for states in (key, value))
-        cache.update_own(key, value, layer_idx, own_loops, key.shape[2])
+    later = range(1, config.num_loops)
+    for loops in [range(1)] + [later] * (len(later) > 0 and config.own_window != 0):
+        new = (states.unsqueeze(1).expand(-1, len(loops), -1, -1, -1) for states in (key, value))
+        cache.update(*new, layer_idx, loops, key.shape[2])

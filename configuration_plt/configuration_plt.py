@@ -136,6 +136,11 @@ class PLTConfig(PreTrainedConfig):
         return {f"layers.*.{name}": style for name, style in plan.items()}
 
     @property
+    def own_window(self) -> int | None:
+        """How many of its own keys a later loop sees, current token included; None: all, as in a vanilla loop."""
+        return {"shared": 0, "gated_window": self.sliding_window, "own": None}[self.loop_attention]
+
+    @property
     def has_gate(self) -> bool:
         """Whether the layers hold a gate: there is a later loop, and it mixes two attentions."""
         return self.num_loops > 1 and self.loop_attention == "gated_window"

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a PLT block: shared KV, own window, and the gate between them.
+"""Attention of a PLT: shared KV, own window, and the gate between them.
 
-B batch, R loops in the block, T positions, S keys, H query heads, Hkv KV heads, Dh head_dim, D hidden. A block is R
-loops times T positions of which one is 1: its R * T rows are either the positions of one loop, or the loops of one
-position.
+B batch, R loops in the pass, T positions, Q of them with an output, S keys, H query heads, Hkv KV heads, Dh head_dim,
+D hidden. R or T is 1, see `Pass`.
 """
 
-import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
-from .blocks_plt import fold_blocks, unfold_blocks
-from .cache_plt import last_columns
+from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .prefill_plt import tail
+from .masks_plt import cut_mask, is_dense, mask_of_last
+from .sequence_plt import NewTokens
+from .tail_plt import tail
 from .tensor_parallel_plt import own_heads, read_by_all_heads
-
-# the first loop that attends to keys of its own: every loop does, the later ones do within a window, or none does
-FIRST_OWN_LOOP = {"own": 0, "gated_window": 1, "shared": sys.maxsize}
+from .window_plt import BlockMask, fold_blocks, last_columns, unfold_blocks
 
 
 class PLTGate(nn.Module):
@@ -40,20 +37,20 @@ class PLTGate(nn.Module):
             self.gate_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, layer_input: Tensor, query: Tensor) -> Tensor:
-        """Un-normed layer input `[B, rows, D]` and rotated query `[B, H, rows, Dh]` -> gate `[B, rows, H]`.
+        """Un-normed layer input `[B, R, Q, D]` and rotated query `[B, R, H, Q, Dh]` -> gate `[B, R, Q, H]`.
 
         At least float32, in which a gate near 1 still differs from 1 and has a gradient.
         """
         weight, bias = own_heads(self.weight), own_heads(self.bias)
         if self.reads_query:
-            logits = (query * weight[:, None]).sum(dim=-1).transpose(1, 2) + bias
+            logits = (query * weight[:, None]).sum(dim=-1).transpose(-1, -2) + bias
         else:
             logits = nn.functional.linear(read_by_all_heads(self.gate_norm(layer_input), self.weight), weight, bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 class FoldedQueries(nn.Module):
-    """What attention functions read off their module when all queries of a KV head are rows of that head."""
+    """What attention functions read off their module when all queries of a KV head are positions of that head."""
 
     num_key_value_groups = 1
     is_causal = False
@@ -81,8 +78,8 @@ class PLTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
-        self.qk_norm = config.qk_norm
-        if self.qk_norm:
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.plt_gate = PLTGate(config) if config.has_gate else None
@@ -95,159 +92,116 @@ class PLTAttention(nn.Module):
         shared_key: Tensor | None,
         shared_value: Tensor | None,
         loops: range,
-        num_outputs: int,
+        num_queries: int,
         position_embeddings: tuple[Tensor, Tensor],
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        sliding_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        tokens: NewTokens,
+        past_key_values: PLTCacheMixin | None = None,
         **kwargs,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Attend for one block.
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Attend in one pass.
 
         Args:
             hidden_states: the normed layer input `[B, R * T, D]`.
             layer_input: the same before its norm; the gate reads it.
-            shared_key, shared_value: loop 0's `[B, Hkv, S, Dh]`, or None if the block starts with loop 0.
-            loops: the loops in the block.
-            num_outputs: Q, how many of the T positions put something out: the last ones.
-            position_embeddings: cosines and sines `[B, 1, >= T, Dh]`, of which the last T are the block's, the same
-                for every loop.
-            position_ids: `[B or 1, >= T]`, likewise, for kernels that read them.
-            attention_mask, sliding_attention_mask: over all keys and over the window, see `make_masks`.
-            past_key_values: the `PLTCache` to extend.
+            shared_key, shared_value: loop 0's `[B, 1, Hkv, S, Dh]`, or None if loop 0 is in this pass.
+            loops: the loops in the pass.
+            num_queries: Q, how many of the T positions have an output: the last ones.
+            position_embeddings: cosines and sines `[B, 1, 1, >= T, Dh]`, of which the last T are those of the
+                positions, for all loops.
+            tokens: the new tokens; T is less than their number if positions have been pruned.
+            past_key_values: the cache to extend.
 
         Returns:
-            Output `[B, R * Q, D]`; attention weights `[B, H, T, S]` of the last loop, over the shared KV if there is
-            one (None for other loops, and from implementations that give none); shared key and value.
+            Output `[B, R * Q, D]`; attention weights `[B, H, Q, S]` of the last loop in the pass over the shared KV,
+            None from implementations that give none; shared key and value.
         """
-        num_positions = hidden_states.shape[1] // len(loops)
-        loop_attention = self.config.loop_attention  # read once: it costs as much as a small kernel
-        own_loops = range(max(loops.start, FIRST_OWN_LOOP[loop_attention]), loops.stop)
-        own_keys = slice((len(loops) - len(own_loops)) * num_positions, None)
-        own_queries = slice((len(loops) - len(own_loops)) * num_outputs, None)
+        num_loops, window = len(loops), self.config.own_window
+        query = self.split_heads(self.q_proj(tail(hidden_states, num_loops * num_queries)), num_loops)
+        query = rotate(self.q_norm(query), position_embeddings)
+        if loops.start == 0 or window != 0:
+            key = self.split_heads(self.k_proj(hidden_states), num_loops)
+            key = rotate(self.k_norm(key), position_embeddings)
+            value = self.split_heads(self.v_proj(hidden_states), num_loops)
 
-        query = self.split_heads(self.q_proj(tail(hidden_states, len(loops) * num_outputs)))
-        query = rotate(self.q_norm(query) if self.qk_norm else query, position_embeddings, num_outputs)
-        if loops.start == 0 or own_loops:
-            key = self.split_heads(self.k_proj(hidden_states))
-            key = rotate(self.k_norm(key) if self.qk_norm else key, position_embeddings, num_positions)
-            value = self.split_heads(self.v_proj(hidden_states))
-        if loops.start == 0 and loop_attention != "own":
-            shared_key, shared_value = key[:, :, :num_positions], value[:, :, :num_positions]
-            if past_key_values is not None:
-                shared_key, shared_value = past_key_values.update(shared_key, shared_value, self.layer_idx)
-        num_tokens = position_embeddings[0].shape[2]
-        if own_loops:
-            own = loops_to_heads(key[:, :, own_keys], own_loops), loops_to_heads(value[:, :, own_keys], own_loops)
-            if past_key_values is not None:
-                own = past_key_values.update_own(*own, self.layer_idx, own_loops, num_tokens)
+        def update(of: range) -> tuple[Tensor, Tensor]:
+            """The keys and values that some of the loops see of their own, those of earlier tokens included."""
+            new = [states.narrow(1, of.start - loops.start, len(of)) for states in (key, value)]
+            if past_key_values is None:
+                return tuple(new)
+            return past_key_values.update(*new, self.layer_idx, of, tokens.num_tokens, tokens.pads)
 
-        kwargs["position_ids"] = tail(position_ids, num_outputs)
-        if attention_mask is None and num_outputs < num_tokens and self.config._attn_implementation == "sdpa":
-            keys = own[0] if loop_attention == "own" else shared_key
-            attention_mask = last_queries(num_outputs, num_tokens, keys)
-        if loop_attention == "own":
-            output, weights = self.attend_own(query, *own, loops, attention_mask, **kwargs)
-        else:
-            output, weights = self.attend_shared(query, shared_key, shared_value, loops, attention_mask, **kwargs)
+        # loop 0 sees all that came before, and shares its keys and values; in a vanilla loop every loop has its own
+        if loops.start == 0 or window is None:
+            shared_key, shared_value = update(loops if window is None else range(1))
+        mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, shared_key, self.config)
+        output, weights = self.attend(query, shared_key, shared_value, mask, **kwargs)
 
-        if self.plt_gate is not None and self.training and not own_loops:
+        later = range(max(loops.start, 1), loops.stop)
+        if window and later:
+            first = later.start - loops.start
+            own = self.attend_window(query[:, first:], *update(later), tokens.window_mask, **kwargs)
+            layer_input = tail(layer_input, num_loops * num_queries).unflatten(1, (num_loops, -1))
+            gate = self.plt_gate(layer_input[:, first:], query[:, first:]).unsqueeze(-1)
+            mixed = gate.to(own.dtype) * output[:, first:] + (1 - gate).to(own.dtype) * own
+            output = torch.cat((output[:, :first], mixed), dim=1) if first else mixed
+        elif self.plt_gate is not None and self.training:
             output = output + zero_of(self.plt_gate).to(output.dtype)
-        if loop_attention == "gated_window" and own_loops:
-            query = query[:, :, own_queries]
-            gate = self.plt_gate(tail(layer_input, len(loops) * num_outputs)[:, own_queries], query).unsqueeze(-1)
-            shared_weight, window_weight = gate.to(output.dtype), (1 - gate).to(output.dtype)
-            window = self.attend_window(query, *own, own_loops, sliding_attention_mask, **kwargs)
-            mixed = shared_weight * output[:, own_queries] + window_weight * window
-            output = mixed if own_queries.start == 0 else torch.cat((output[:, : own_queries.start], mixed), dim=1)
+        return self.o_proj(output.flatten(3).flatten(1, 2)), weights, shared_key, shared_value
 
-        weights = weights if loops.stop == self.config.num_loops else None
-        return self.o_proj(output.flatten(2)), weights, shared_key, shared_value
+    def split_heads(self, states: Tensor, num_loops: int) -> Tensor:
+        """`[B, R * T, heads * Dh]` -> `[B, R, heads, T, Dh]`."""
+        return states.unflatten(1, (num_loops, -1)).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
 
-    def split_heads(self, states: Tensor) -> Tensor:
-        """`[B, rows, heads * Dh]` -> `[B, heads, rows, Dh]`."""
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def attend_window(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs) -> Tensor:
+        """Later loops on the windows of their own keys, `[B, R, Hkv, n, Dh]`; otherwise as `attend`."""
+        batch_size, num_queries = query.shape[0], query.shape[3]
+        num_visible = self.config.sliding_window - 1 + num_queries
+        key, value = last_columns(key, num_visible), last_columns(value, num_visible)
+        if isinstance(mask, BlockMask):
+            output, _ = self.attend(*fold_blocks(query, key, value, mask), **kwargs)
+            return unfold_blocks(output, batch_size, num_queries)
+        # the cache has already cut the keys of a single position to its window
+        sliding_window = self.config.sliding_window if num_queries > 1 else None
+        return self.attend(query, key, value, mask, sliding_window=sliding_window, **kwargs)[0]
 
-    def attend_own(
-        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
-    ) -> tuple[Tensor, Tensor | None]:
-        """Each loop on its own keys: loops are further heads, of queries and of keys.
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """R loops on keys of their own, or all on those of one loop.
 
-        `[B, H, R * Q, Dh]` on `[B, R * Hkv, n, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
+        `[B, R, H, Q, Dh]` on `[B, R or 1, Hkv, n, Dh]` -> `[B, R, Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
         """
-        output, weights = self.attend(loops_to_heads(query, loops), key, value, mask, **kwargs)
-        if len(loops) == 1:
-            return output, weights
-        output = output.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
-        return output, None if weights is None else weights.unflatten(1, (len(loops), -1))[:, -1]
+        num_loops, num_heads = query.shape[1:3]
+        own = key.shape[1]
+        # loops that share keys are further query heads of each KV head, so that its keys are read once
+        query = query.unflatten(1, (own, -1)).transpose(2, 3).flatten(1, 3)
+        output, weights = self.run_kernel(query, key.flatten(1, 2), value.flatten(1, 2), mask, **kwargs)
+        if num_loops == 1:
+            return output.unsqueeze(1), weights
+        output = output.unflatten(2, (own, num_heads, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        return output, None if weights is None else weights.unflatten(1, (own, num_heads, -1))[:, -1, :, -1]
 
-    def attend_window(
-        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
-    ) -> Tensor:
-        """Each later loop on the window of its own keys, see `attend_own`."""
-        num_queries, num_seen = query.shape[2] // len(loops), self.config.sliding_window - 1
-        key, value = last_columns(key, num_seen + num_queries), last_columns(value, num_seen + num_queries)
-        if not (isinstance(mask, Tensor) and mask.dim() == 5):
-            kwargs["sliding_window"] = self.config.sliding_window
-            return self.attend_own(query, key, value, loops, mask, **kwargs)[0]
-        batch_size = query.shape[0]
-        folded = fold_blocks(query, key, value, mask)
-        return unfold_blocks(self.attend_own(*folded[:3], loops, folded[3], **kwargs)[0], batch_size, num_queries)
-
-    def attend_shared(
-        self, query: Tensor, key: Tensor, value: Tensor, loops: range, mask: Tensor | None, **kwargs
-    ) -> tuple[Tensor, Tensor | None]:
-        """All loops on the same keys: loops are further query heads of each KV head, so the keys are read once.
-
-        `[B, H, R * Q, Dh]` on `[B, Hkv, S, Dh]` -> `[B, R * Q, H, Dh]`, weights of the last loop `[B, H, Q, S]`.
-        """
-        if len(loops) == 1:
-            return self.attend(query, key, value, mask, **kwargs)
-        query = query.unflatten(2, (len(loops), -1)).flatten(1, 2)
-        output, weights = self.attend(query, key, value, mask, **kwargs)
-        output = output.unflatten(2, (-1, len(loops))).movedim(3, 1).flatten(1, 2)
-        return output, None if weights is None else weights.unflatten(1, (-1, len(loops)))[:, :, -1]
-
-    def cut_mask(self, mask: Tensor | None, num_queries: int, num_keys: int) -> Tensor | None:
-        """The part of a mask for the last queries on the last keys."""
-        if is_dense(mask):
-            return mask[:, :, mask.shape[2] - num_queries :, mask.shape[3] - num_keys :]
-        if isinstance(mask, Tensor):
-            return tail(mask, num_keys)
-        return mask
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        sliding_window: int | None = None,
-        **kwargs,
+    def run_kernel(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, sliding_window: int | None = None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """Run the kernel that `config._attn_implementation` names in transformers' registry.
 
-        Queries `[B, heads, T, Dh]` on keys `[B, KV heads, n, Dh]` -> `[B, T, heads, Dh]`, weights `[B, heads, T, n]`.
+        Queries `[B, heads, Q, Dh]` on keys `[B, KV heads, n, Dh]` -> `[B, Q, heads, Dh]`, weights `[B, heads, Q, n]`.
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        mask = self.cut_mask(mask, query.shape[2], key.shape[2])
+        mask = cut_mask(mask, query.shape[2], key.shape[2])
         kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         if query.shape[2] > 1 or not (mask is None or is_dense(mask)):
-            # the cache has already cut the keys of a single position to its window
-            kwargs["sliding_window"] = sliding_window if query.shape[2] > 1 else None
-            return attention(self, query, key, value, mask, **kwargs)
+            return attention(self, query, key, value, mask, sliding_window=sliding_window, **kwargs)
 
-        # one position sees the same keys in all heads of a KV head: as rows of it, they need no expanded keys
-        rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
-        output, weights = attention(self.folded_queries, rows, key, value, mask, is_causal=False, **kwargs)
+        # one position sees the same keys in all heads of a KV head: as positions of it, they need no expanded keys
+        queries = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
+        output, weights = attention(self.folded_queries, queries, key, value, mask, is_causal=False, **kwargs)
         output = output.transpose(1, 2).flatten(1, 2).unsqueeze(1)
         return output, None if weights is None else weights.flatten(1, 2).unsqueeze(2)
 
 
-def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor], num_positions: int) -> Tensor:
-    """Rotary embedding of `[B, heads, R * T, Dh]` at the last T positions; a single one serves all R loops."""
-    cos, sin = (tail(embedding, num_positions, dim=2) for embedding in position_embeddings)
+def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of `[B, R, heads, T, Dh]` at the last T positions; a single one serves all R loops."""
+    cos, sin = (tail(embedding, states.shape[3], dim=3) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
 
 
@@ -257,22 +211,3 @@ def zero_of(module: nn.Module) -> Tensor:
     Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
     """
     return 0 * sum(own_heads(parameter).sum() for parameter in module.parameters())
-
-
-def loops_to_heads(states: Tensor, loops: range) -> Tensor:
-    """`[B, heads, R * T, Dh]` -> `[B, R * heads, T, Dh]`."""
-    return states.unflatten(2, (len(loops), -1)).transpose(1, 2).flatten(1, 2)
-
-
-def last_queries(num_queries: int, num_tokens: int, key: Tensor) -> Tensor:
-    """The causal mask `[1, 1, Q, n]` of the last of T queries, on keys `[B, heads, n, Dh]` that start with those of T.
-
-    Without it, `sdpa` would align the first of the queries with the first key.
-    """
-    visible = torch.ones(num_queries, key.shape[2], dtype=torch.bool, device=key.device)
-    return visible.tril(num_tokens - num_queries)[None, None]
-
-
-def is_dense(mask: object) -> bool:
-    """Whether a mask has a row for each query, as those of `eager` and `sdpa`."""
-    return isinstance(mask, Tensor) and mask.dim() == 4

@@ -11,88 +11,50 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from .configuration_plt import PLTConfig
+from .pads_plt import NO_POSITION, Pads, join, take_back
+from .window_plt import NOT_RECORDED, WindowLayer
+
 # what a cache is built from; a model with other values cannot read it
 SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
 
 HALF_WAY = "a forward into it ended in an exception, and some layers may hold more tokens than others. `reset()` it."
-NOT_RECORDED = (
-    "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
-    "before the tokens that may have to be taken back."
+PACKED = (
+    "it holds several documents packed into one row, or padded rows that came without an `attention_mask`, and new "
+    "tokens would attend to all of them."
 )
 
 
-def last_columns(states: Tensor, num_columns: int) -> Tensor:
-    """The last `num_columns` entries of dimension -2, or all if there are fewer; `num_columns` may be 0."""
-    return states[..., max(states.shape[-2] - num_columns, 0) :, :]
+class FullLayer(DynamicLayer):
+    """All keys and values `[B, Hkv, S, Dh]` of one loop in one decoder layer, the pads of each row first."""
 
+    record_past = False  # nothing is dropped, so nothing has to be recorded
 
-class WindowLayer(DynamicLayer):
-    """The last `sliding_window - 1` keys and values `[B, Hkv, <= W - 1, Dh]` of one later loop in one decoder layer.
+    def update(
+        self, key_states: Tensor, value_states: Tensor, num_tokens: int, pads: Pads | None
+    ) -> tuple[Tensor, Tensor]:
+        """Append the T tokens `[B, Hkv, T, Dh]` and return everything."""
+        num_past = self.get_seq_length()
+        super().update(key_states, value_states)
+        if pads is not None and num_past > 0:
+            self.keys = pads.move(self.keys, num_past, num_tokens, dim=2)
+            self.values = pads.move(self.values, num_past, num_tokens, dim=2)
+        return self.keys, self.values
 
-    While recording, every column since the last `crop` is kept as well, so that rejected drafts can be taken back.
-    """
-
-    is_sliding = True
-
-    def __init__(self, sliding_window: int):
-        super().__init__()
-        self.num_kept = sliding_window - 1  # the current token brings the last key itself
-        self.cumulative_length = 0
-        self.record_past = False
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Append `[B, Hkv, T, Dh]` and return the columns that the T new queries may see, at most W - 1 + T.
-
-        With `num_tokens` above T, only the last T of so many tokens are given, and their windows lie among them.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        keys = torch.cat((self.keys, key_states), dim=-2)
-        values = torch.cat((self.values, value_states), dim=-2)
-        self.cumulative_length += num_tokens or key_states.shape[-2]
-        num_visible = self.num_kept + key_states.shape[-2]
-        visible = last_columns(keys, num_visible), last_columns(values, num_visible)
-        self.keys, self.values = (keys, values) if self.record_past else (self.trim(keys), self.trim(values))
-        return visible
-
-    def trim(self, states: Tensor) -> Tensor:
-        kept = last_columns(states, self.num_kept)
-        # a view of one spare column is cheap, a view of a whole prompt would keep the prompt in memory
-        return kept if states.shape[-2] <= self.num_kept + 1 else kept.clone()
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        num_past = min(self.cumulative_length, self.num_kept)
-        return num_past + query_length, self.cumulative_length - num_past
-
-    def get_seq_length(self) -> int:
-        return self.cumulative_length
-
-    def get_max_length(self) -> int:
-        return self.num_kept + 1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last `-tokens_to_remove` tokens (a number <= 0) and everything the window no longer needs."""
-        if not self.is_initialized:
-            return
-        num_left = self.keys.shape[-2] + tokens_to_remove
-        if num_left < min(self.num_kept, self.cumulative_length + tokens_to_remove):
-            raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
-        self.keys = self.trim(self.keys[..., :num_left, :])
-        self.values = self.trim(self.values[..., :num_left, :])
-        self.cumulative_length += tokens_to_remove
+    def crop(self, tokens_to_remove: int, num_pads: Tensor | None = None) -> None:
+        """Drop the last `-tokens_to_remove` tokens (a number <= 0), of which `num_pads` `[B, 1]` were pads."""
+        if self.is_initialized:
+            self.keys = take_back(self.keys, -tokens_to_remove, num_pads, dim=2)
+            self.values = take_back(self.values, -tokens_to_remove, num_pads, dim=2)
 
 
 class Carry:
-    """Every loop's state but the last loop's at the last token, which feeds the next loop at the next token.
+    """Every loop's state at the last token, which feeds the next loop at the next token.
 
-    `states` are one `[B, C, D]` per loop that hands its state on, none without `loop_shift`; `positions` `[B, C]` are
-    those of the tokens they belong to. Only the last of the C columns is read: C is 1, or while recording, all since
-    the last `crop`.
+    `states` are L times `[B, C, D]`, the last of them after the final norm: what a pad after that token returns.
+    `positions` `[B, C]` are those of the tokens that they belong to. Only the last of the C columns is read: C is 1,
+    or while recording, all since the last `crop`. `num_pads` `[B, 1]` counts the pads of each row, None if no mask has
+    marked any; `is_real` `[B, C - 1]` tells which of the recorded tokens are.
     """
 
     def __init__(self):
@@ -102,23 +64,37 @@ class Carry:
     def reset(self) -> None:
         self.states: list[Tensor] = []
         self.positions: Tensor | None = None
+        self.num_pads: Tensor | None = None
+        self.is_real: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.positions is None else sum(part.nbytes for part in (*self.states, self.positions))
+        held = [*self.states, self.positions, self.num_pads, self.is_real]
+        return sum(part.nbytes for part in held if part is not None)
 
-    def write(self, states: list[Tensor], positions: Tensor) -> None:
-        """Take over T tokens: states `[B, T, D]` at positions `[B, T]`."""
+    def write(self, states: list[Tensor], positions: Tensor, pads: Pads | None, num_pads: Tensor | None) -> None:
+        """Take over T tokens: the last of each loop's states `[B, <= T, D]`, and positions `[B, T]`."""
+        if self.record_past:
+            is_real = positions != NO_POSITION if pads is None else pads.is_real
+            self.is_real = is_real if self.is_real is None else torch.cat((self.is_real, is_real), dim=1)
+        else:
+            self.is_real = None
+        if self.positions is not None and (self.record_past or pads is not None):
+            states = [join(*pair, pads, dim=1) for pair in zip(self.states, states, strict=True)]
+            positions = join(self.positions, positions, pads, dim=1)
         num_columns = positions.shape[1] if self.record_past else 1
-        states, positions = [state[:, -num_columns:] for state in states], positions[:, -num_columns:]
         # a view of the last column would keep a whole prompt in memory
-        states, positions = [state.clone() for state in states], positions.clone()
-        if self.record_past and self.positions is not None:
-            states = [torch.cat(pair, dim=1) for pair in zip(self.states, states, strict=True)]
-            positions = torch.cat((self.positions, positions), dim=1)
-        self.states, self.positions = states, positions
+        self.states = [state[:, -num_columns:].clone() for state in states]
+        self.positions = positions[:, -num_columns:].clone()
+        self.num_pads = self.num_pads if num_pads is None else num_pads
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def pads_among_last(self, num_tokens: int) -> Tensor | None:
+        """How many of the last recorded tokens are pads, `[B, 1]`; None if none are."""
+        if self.is_real is None or num_tokens == 0 or self.is_real[:, -num_tokens:].all():
+            return None
+        return (~self.is_real[:, -num_tokens:]).long().sum(dim=1, keepdim=True)
+
+    def crop(self, tokens_to_remove: int, num_pads: Tensor | None) -> None:
         """Go back to the token before the last `-tokens_to_remove`, and forget those before it.
 
         Raises:
@@ -126,38 +102,35 @@ class Carry:
         """
         if self.positions is None:
             return
-        num_left = self.positions.shape[1] + tokens_to_remove
-        if num_left < 1:
+        if self.positions.shape[1] + tokens_to_remove < 1:
             raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
-        last = slice(num_left - 1, num_left)
-        self.states = [state[:, last].clone() for state in self.states]
-        self.positions = self.positions[:, last].clone()
+        self.states = [take_back(state, -tokens_to_remove, num_pads, dim=1)[:, -1:].clone() for state in self.states]
+        self.positions = take_back(self.positions, -tokens_to_remove, num_pads, dim=1)[:, -1:].clone()
+        self.is_real = None
+        if num_pads is not None:
+            self.num_pads = self.num_pads - num_pads
 
     def select(self, rows: Tensor) -> None:
         """Replace the batch by these rows of it."""
-        if self.positions is not None:
-            self.states = [state.index_select(0, rows.to(state.device)) for state in self.states]
-            self.positions = self.positions.index_select(0, rows.to(self.positions.device))
+        if self.positions is None:
+            return
+
+        def selected(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.index_select(0, rows.to(part.device))
+
+        self.states = [selected(state) for state in self.states]
+        self.positions, self.num_pads = selected(self.positions), selected(self.num_pads)
+        self.is_real = selected(self.is_real)
 
 
 class PLTCacheMixin:
     """What a cache for a PLT knows besides its states."""
 
-    def note_config(self, config) -> None:
+    def note_config(self, config: PLTConfig) -> None:
         """Remember which models can read the cache."""
         self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
         self.why_closed: str | None = None  # why no token can follow, if so
         self.dtype: torch.dtype | None = None  # of the embeddings so far
-
-    @contextmanager
-    def extending(self) -> Iterator[None]:
-        """The time of a forward: one that ends in an exception leaves some layers with its tokens, some without."""
-        if torch.compiler.is_compiling():
-            yield
-            return
-        why_closed, self.why_closed = self.why_closed, HALF_WAY
-        yield
-        self.why_closed = why_closed
 
     def refuse_others(self, inputs_embeds: Tensor) -> None:
         """Refuse embeddings `[B, T, D]` of another batch size or dtype than those of the tokens so far.
@@ -179,6 +152,23 @@ class PLTCacheMixin:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) + self.carry.nbytes
 
 
+@contextmanager
+def extending(past_key_values: PLTCacheMixin | None, are_packed: bool) -> Iterator[None]:
+    """The time of a forward: one that ends in an exception leaves some layers with its tokens, some without.
+
+    A cache whose rows hold several documents, or that is half-way filled, takes no more tokens.
+    """
+    if past_key_values is None:
+        yield
+        return
+    why_closed = PACKED if are_packed else past_key_values.why_closed
+    if not torch.compiler.is_compiling():
+        past_key_values.why_closed = HALF_WAY
+    yield
+    if past_key_values.why_closed != why_closed:
+        past_key_values.why_closed = why_closed
+
+
 class PLTCache(PLTCacheMixin, DynamicCache):
     """Cache of a PLT whose memory grows with the sequence in loop 0 only (paper section 3.2).
 
@@ -187,7 +177,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
       for `"own"`, nothing for `"shared"`;
     - `carry` holds the states that the next token's loops start from, and the position they belong to.
 
-    A sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + (L - 1) * D` elements and one
+    A sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements and one
     position id. Beam search, batch selection and rollback act on all three parts.
 
     Args:
@@ -196,16 +186,15 @@ class PLTCache(PLTCacheMixin, DynamicCache):
 
     is_croppable = True  # once recording has been activated, which those who ask do
 
-    def __init__(self, config):
+    def __init__(self, config: PLTConfig):
         super().__init__(config=config)
-        num_layers, num_later = config.num_hidden_layers, config.num_loops - 1
+        layers, later_loops, window = range(config.num_hidden_layers), range(1, config.num_loops), config.own_window
+        self.layers = [FullLayer() for _ in layers]
         self.later_loops: list[Cache] = []
-        if config.loop_attention == "gated_window":
+        if window != 0:
             self.later_loops = [
-                Cache([WindowLayer(config.sliding_window) for _ in range(num_layers)]) for _ in range(num_later)
+                Cache([FullLayer() if window is None else WindowLayer(window) for _ in layers]) for _ in later_loops
             ]
-        elif config.loop_attention == "own":
-            self.later_loops = [Cache([DynamicLayer() for _ in range(num_layers)]) for _ in range(num_later)]
         self.carry = Carry()
         self.note_config(config)
 
@@ -214,28 +203,42 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         """Everything that holds keys and values: loop 0 and the later loops."""
         return [layer for cache in (self, *self.later_loops) for layer in cache.layers]
 
-    def update_own(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range, num_tokens: int
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        loops: range,
+        num_tokens: int,
+        pads: Pads | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Append the own keys and values of several loops and return what those loops see of their own.
+        """Append the keys and values of several loops and return what those loops see of their own.
 
         Args:
-            key_states, value_states: `[B, len(loops) * Hkv, T, Dh]`, loop by loop.
+            key_states, value_states: `[B, R, Hkv, T, Dh]`.
             layer_idx: the decoder layer.
-            loops: the loops they belong to.
+            loops: the R loops they belong to.
             num_tokens: how many tokens are new; windows take the last T of them.
+            pads: where pads are among the new tokens.
 
         Returns:
-            Keys and values `[B, len(loops) * Hkv, n, Dh]`.
+            Keys and values `[B, R, Hkv, n, Dh]`.
         """
-        caches = [self, *self.later_loops][loops.start : loops.stop]
-        if len(caches) == 1:
-            return caches[0].update(key_states, value_states, layer_idx, num_tokens)
-        new = zip(key_states.chunk(len(loops), dim=1), value_states.chunk(len(loops), dim=1), strict=True)
         seen = [
-            cache.update(key, value, layer_idx, num_tokens) for cache, (key, value) in zip(caches, new, strict=True)
+            cache.layers[layer_idx].update(key, value, num_tokens, pads)
+            for cache, key, value in zip(
+                [self, *self.later_loops][loops.start : loops.stop],
+                key_states.unbind(1),
+                value_states.unbind(1),
+                strict=True,
+            )
         ]
-        return torch.cat([key for key, _ in seen], dim=1), torch.cat([value for _, value in seen], dim=1)
+        keys, values = zip(*seen, strict=True)
+        return (
+            (keys[0].unsqueeze(1), values[0].unsqueeze(1))
+            if len(seen) == 1
+            else (torch.stack(keys, 1), torch.stack(values, 1))
+        )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens; 0 ends a recording stretch without taking any back.
@@ -252,11 +255,11 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         if tokens_to_remove == -self.get_seq_length() and self.carry.record_past:
             self.reset()
             return
+        num_pads = self.carry.pads_among_last(-tokens_to_remove)
         # the carry first: its refusal leaves the whole cache untouched
-        self.carry.crop(tokens_to_remove)
-        for cache in self.later_loops:
-            cache.crop(tokens_to_remove)
-        super().crop(tokens_to_remove)
+        self.carry.crop(tokens_to_remove, num_pads)
+        for layer in self.all_layers:
+            layer.crop(tokens_to_remove, num_pads)
 
     def activate_past_recording(self) -> None:
         """Keep what `crop` needs to take tokens back, until `stop_past_recording`."""

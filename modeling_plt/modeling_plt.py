@@ -4,16 +4,11 @@
 B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh head_dim, D hidden, V vocabulary.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin, GenerationMode
-from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -30,12 +25,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
-from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, call_it, gets_it_as
-from .cache_plt import PLTCache, PLTCacheMixin
+from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
+from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
-from .masks_plt import DENSE, make_masks
-from .prefill_plt import needed_positions, tail
-from .static_cache_plt import PLTStaticCache
+from .generation_plt import PLTGenerationMixin
+from .pads_plt import Pads
+from .passes_plt import Pass, passes, shift
+from .refusals_plt import refuse_unusable, refuse_wrong_inputs
+from .sequence_plt import NewTokens, read_tokens
+from .tail_plt import tail
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 
@@ -78,31 +76,33 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         shared_key: Tensor | None,
         shared_value: Tensor | None,
         loops: range,
-        num_outputs: int,
+        num_queries: int,
         **kwargs,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Run one block `[B, rows, D]`, see `PLTAttention.forward`, which may put out its last positions only.
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Run one pass `[B, R * T, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
 
-        Returns those with the shared key and value.
-
-        Those travel as tensors, not through the cache, so that training needs none and checkpointing sees them.
+        Arguments as in `PLTAttention.forward`. What is shared travels as tensors, not through the cache, so that
+        training needs no cache and gradient checkpointing sees it.
         """
         normed = self.input_layernorm(hidden_states)
-        attended, _, shared_key, shared_value = self.self_attn(
-            normed, hidden_states, shared_key, shared_value, loops, num_outputs, **kwargs
+        attended, weights, *shared = self.self_attn(
+            normed, hidden_states, shared_key, shared_value, loops, num_queries, **kwargs
         )
         hidden_states = tail(hidden_states, attended.shape[1])
         hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
         output = self.mlp(self.post_attention_layernorm(hidden_states))
         hidden_states = hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
-        return hidden_states, shared_key, shared_value
+        return hidden_states, weights, *shared
 
 
 class LastLoopTap(nn.Module):
-    """Identity that sees what enters and leaves each layer in the last loop, for `output_hidden_states` to record."""
+    """Sees what enters and leaves each layer in the last loop, for transformers to record; changes nothing."""
 
-    def forward(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-        return layer_output
+    def forward(
+        self, layer_input: Tensor, layer_output: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Layer input and output `[B, Q, D]`, attention weights `[B, H, Q, S]`."""
+        return layer_output, weights
 
 
 class PLTPreTrainedModel(PreTrainedModel):
@@ -119,7 +119,7 @@ class PLTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": OutputRecorder(LastLoopTap, index=0),
-        "attentions": OutputRecorder(PLTAttention, index=1),
+        "attentions": OutputRecorder(LastLoopTap, index=1),
     }
 
     def __init__(self, config: PLTConfig, *args, **kwargs):
@@ -183,8 +183,8 @@ class PLTModel(PLTPreTrainedModel):
 
         Args:
             input_ids: `[B, T]`; or `inputs_embeds` `[B, T, D]`, which then are the embeddings of every loop.
-            attention_mask: `[B, S]`, 0 for pads. The real tokens of a row follow each other. Or what `make_masks` made
-                of it.
+            attention_mask: `[B, S]`, 0 for pads, which may be anywhere: a token follows the last real token before it,
+                and a pad's output is that of the last real token before it. Or what `read_tokens` made of it.
             position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
                 any other position starts a sequence, as in packed documents. Absent, they are counted from the
                 mask, or from the length of the cache. In compiled code, packed documents must come without a mask.
@@ -192,8 +192,8 @@ class PLTModel(PLTPreTrainedModel):
                 A forward that ends in an exception closes it.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
-            num_outputs: how many of the last positions are wanted of the last loop, 0 for all; what only others need
-                is not computed, see `needed_positions`, and every output has the positions that were.
+            num_outputs: return only the last so many positions, 0 for all. Positions that cannot affect them are not
+                computed, see `needed_positions`; outputs have those that were.
             kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
                 `output_attentions`, `return_dict` as everywhere.
 
@@ -201,82 +201,75 @@ class PLTModel(PLTPreTrainedModel):
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, no token, shapes that do not fit together,
                 a cache under both of its names, or positions that do not continue those in it.
             TypeError: a cache that is not a `PLTCache`.
-            NotImplementedError: continuous batching, bidirectional attention, pads between real tokens, packed
-                documents behind a cache. The values of a single token are not checked: that would wait for the device
-                at every step.
+            NotImplementedError: continuous batching, bidirectional attention, packed documents after a filled cache.
+                Single-token positions are not checked: reading values would synchronise with the device at every step.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        refuse_wrong_inputs(input_ids, inputs_embeds)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
         self.refuse_unsupported(past_key_values, inputs_embeds, kwargs)
-        masks = attention_mask  # ready-made by `generate` for compiled decoding
-        if not isinstance(masks, dict):
-            masks = make_masks(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
-        token_positions = masks["token_positions"]
-        carry = self.start_from(past_key_values, inputs_embeds)
-        position_ids = token_positions.clamp(min=0) if position_ids is None else position_ids
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
-        kwargs |= {
-            "attention_mask": masks["full_attention"],
-            "sliding_attention_mask": masks["sliding_attention"],
-            "position_embeddings": (cos.unsqueeze(1), sin.unsqueeze(1)),
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-        }
-        num_tokens = inputs_embeds.shape[1]
+        tokens = attention_mask  # `generate` has read it already, outside of a compiled step
+        if not isinstance(tokens, NewTokens):
+            tokens = read_tokens(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
-        spans = needed_positions(self.config, num_tokens, num_outputs)
-        with nullcontext() if past_key_values is None else past_key_values.extending():
-            states = self.run_loops(inputs_embeds, carry, masks["follows"].unsqueeze(-1), spans, **kwargs)
+        carry = self.carried_states(past_key_values, inputs_embeds)
+        with extending(past_key_values, tokens.are_packed):
+            states = self.run_passes(inputs_embeds, carry, tokens, num_outputs, past_key_values, **kwargs)
             if past_key_values is not None:
-                past_key_values.carry.write(states[: len(carry)], token_positions)
+                past_key_values.carry.write(states, tokens.positions, tokens.pads, tokens.num_pads)
+        if tokens.pads is not None:
+            states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
         loop_hidden_states = None
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
             loop_hidden_states = (*earlier, states[-1])
         return PLTModelOutputWithPast(
-            last_hidden_state=states[-1], loop_hidden_states=loop_hidden_states, **{THEIRS: past_key_values}
+            last_hidden_state=states[-1],
+            loop_hidden_states=loop_hidden_states,
+            **{THEIRS: past_key_values},
         )
 
-    def start_from(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
-        """The states `[B, 1, D]` that later loops start from, one each."""
+    def run_passes(
+        self,
+        inputs_embeds: Tensor,
+        carry: list[Tensor],
+        tokens: NewTokens,
+        num_outputs: int,
+        past_key_values: PLTCacheMixin | None,
+        **kwargs,
+    ) -> list[Tensor]:
+        """Embeddings `[B, T, D]` and carry `[B, 1, D]` -> each loop's states, its last positions `[B, <= T, D]`.
+
+        The last loop's are after the final norm.
+        """
+        if tokens.pads is not None:
+            inputs_embeds = tokens.pads.put_first(inputs_embeds)
+        position_ids = tokens.positions.clamp(min=0)
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
+        kwargs |= {"position_embeddings": (cos[:, None, None], sin[:, None, None]), "past_key_values": past_key_values}
+        states: list[Tensor] = []
+        shared = [(None, None)] * self.config.num_hidden_layers
+        for run in passes(self.config, tokens.num_tokens, num_outputs):
+            inputs = [
+                self.loop_input(loop_idx, run.spans[0], inputs_embeds, states, carry, tokens) for loop_idx in run.loops
+            ]
+            hidden_states = self.run_layers(torch.cat(inputs, dim=1), shared, run, tokens, position_ids, **kwargs)
+            if self.config.loop_norm:
+                hidden_states = self.norm(hidden_states)
+            states += hidden_states.unflatten(1, (run.num_loops, -1)).unbind(1)
+        if not self.config.loop_norm:
+            states[-1] = self.norm(states[-1])
+        return states
+
+    def carried_states(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
+        """Every loop's state `[B, 1, D]` before the first new token."""
         if past_key_values is not None and past_key_values.carry.positions is not None:
             return [state[:, -1:] for state in past_key_values.carry.states]
         batch_size, _, hidden_size = inputs_embeds.shape
-        num_carried = self.config.num_loops - 1 if self.config.loop_shift else 0
-        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * num_carried
-
-    def run_loops(
-        self, inputs_embeds: Tensor, carry: list[Tensor], follows: Tensor, spans: list[list[int]], **kwargs
-    ) -> list[Tensor]:
-        """Embeddings `[B, T, D]` -> what each of the L loops puts out, its last positions `[B, <= T, D]`.
-
-        With the shift, the loops of a single position depend on the carry alone: they are the rows of one block.
-        Several positions, or no shift, take the loops one after another.
-
-        Args:
-            carry: the states `[B, 1, D]` before the first position, of every loop but the last; none without a shift.
-            follows: `[B, T, 1]`, whether a token continues the one before it, and so takes its state.
-            spans: how many of the last positions each loop and layer needs, see `needed_positions`.
-        """
-        config = self.config
-        in_one_pass = config.loop_shift and config.one_pass and inputs_embeds.shape[1] == 1
-        blocks = [range(config.num_loops)] if in_one_pass else [range(i, i + 1) for i in range(config.num_loops)]
-        states: list[Tensor] = []
-        shared = [(None, None)] * config.num_hidden_layers
-        for loops in blocks:
-            span = spans[loops.start]  # the same for all loops of one position
-            rows = [self.loop_input(loop_idx, span[0], inputs_embeds, states, carry, follows) for loop_idx in loops]
-            hidden_states, shared = self.run_layers(torch.cat(rows, dim=1), shared, loops, span, **kwargs)
-            hidden_states = self.norm(hidden_states) if config.loop_norm else hidden_states
-            states += hidden_states.unflatten(1, (len(loops), -1)).unbind(1)
-        if not config.loop_norm:
-            states[-1] = self.norm(states[-1])
-        return states
+        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * self.config.num_loops
 
     def loop_input(
         self,
@@ -285,44 +278,49 @@ class PLTModel(PLTPreTrainedModel):
         inputs_embeds: Tensor,
         states: list[Tensor],
         carry: list[Tensor],
-        follows: Tensor,
+        tokens: NewTokens,
     ) -> Tensor:
         """What a loop starts from at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper)."""
-        num_tokens = inputs_embeds.shape[1]
-        inputs_embeds, follows = tail(inputs_embeds, num_positions), tail(follows, num_positions)
+        embeds = tail(inputs_embeds, num_positions)
         if loop_idx == 0:
-            return inputs_embeds
-        device = inputs_embeds.device  # with a device map, the states are where the last layer is
-        if not self.config.loop_shift:
-            previous = tail(states[loop_idx - 1], num_positions).to(device)
-        else:
-            previous = carry[loop_idx - 1].to(device)
-            if num_tokens > 1:
-                previous = tail(torch.cat((previous, states[loop_idx - 1][:, :-1].to(device)), dim=1), num_positions)
-            previous = previous.masked_fill(~follows, 0)
+            return embeds
+        # with a device map, states are where the last layer is; loops that run together have none yet
+        previous = states[loop_idx - 1].to(embeds.device) if states else None
+        if self.config.loop_shift:
+            previous = shift(previous, carry[loop_idx - 1].to(embeds.device), tokens.follows, tokens.pads)
         scales = self if self.config.has_learned_scales else self.config
-        return scales.embedding_scale * inputs_embeds + scales.hidden_scale * previous
+        return scales.embedding_scale * embeds + scales.hidden_scale * tail(previous, num_positions)
 
     def run_layers(
-        self, hidden_states: Tensor, shared: list, loops: range, span: list[int], **kwargs
-    ) -> tuple[Tensor, list]:
-        """One pass of a block `[B, R * span[0], D]` through the stack, which narrows to `[B, R * span[N], D]`.
+        self, hidden_states: Tensor, shared: list, run: Pass, tokens: NewTokens, position_ids: Tensor, **kwargs
+    ) -> Tensor:
+        """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
-        `shared` holds each layer's shared key and value.
+        `shared` has each layer's shared key and value; loop 0 puts them there.
         """
-        shared_out = []
-        layers = self.layers[: self.config.num_hidden_layers]
-        for layer, (key, value), num_outputs in zip(layers, shared, span[1:], strict=True):
+        for layer_idx, num_queries in zip(run.layers, run.spans[1:], strict=True):
             layer_input = hidden_states
-            hidden_states, key, value = layer(layer_input, key, value, loops, num_outputs, **kwargs)
-            shared_out.append((key, value))
-            if loops.stop == self.config.num_loops:
-                self.last_loop_tap(tail(layer_input, num_outputs), tail(hidden_states, num_outputs))
-        return hidden_states, shared_out
+            hidden_states, weights, *shared[layer_idx] = self.layers[layer_idx](
+                layer_input,
+                *shared[layer_idx],
+                run.loops,
+                num_queries,
+                tokens=tokens,
+                position_ids=tail(position_ids, num_queries),
+                **kwargs,
+            )
+            if run.loops.stop == self.config.num_loops:
+                self.record(tail(layer_input, num_queries), tail(hidden_states, num_queries), weights, tokens.pads)
+        return hidden_states
+
+    def record(self, layer_input: Tensor, layer_output: Tensor, weights: Tensor | None, pads: Pads | None) -> None:
+        """Show the last loop's states `[B, Q, D]` and attention weights, in the given order, to the tap."""
+        if pads is not None:
+            layer_input, layer_output = (pads.give_back(x, before=x[:, :1]) for x in (layer_input, layer_output))
+            weights = None if weights is None else pads.give_back_weights(weights)
+        self.last_loop_tap(layer_input, layer_output, weights)
 
     def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: dict) -> None:
-        if inputs_embeds.shape[1] == 0:
-            raise ValueError(f"`input_ids` must hold at least one token, got {list(inputs_embeds.shape[:2])}.")
         if self.config.has_gate and self.layers[0].self_attn.plt_gate is None:
             raise ValueError(
                 '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
@@ -330,28 +328,13 @@ class PLTModel(PLTPreTrainedModel):
             )
         if kwargs.pop("is_causal", None) is False:
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
-        if past_key_values is None:
-            return
-        refuse_foreign(past_key_values)
-        past_key_values.refuse_others(inputs_embeds)
-        for name, value in past_key_values.made_for.items():
-            if value != getattr(self.config, name):
-                raise ValueError(
-                    f"`past_key_values` was made for `{name}={value}`, the model has "
-                    f"`{name}={getattr(self.config, name)}`."
-                )
-        if past_key_values.why_closed is not None:
-            raise NotImplementedError(f"`past_key_values` cannot be continued: {past_key_values.why_closed}")
-        if past_key_values.is_compileable and self.config._attn_implementation not in DENSE:
-            raise NotImplementedError(
-                f"A `PLTStaticCache` needs a mask over its whole memory, which {' and '.join(DENSE)} take, but not "
-                f"`{self.config._attn_implementation}`."
-            )
-        if self.gradient_checkpointing and self.training:
-            raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
+        if past_key_values is not None:
+            refuse_unusable(past_key_values, self.config, inputs_embeds)
+            if self.gradient_checkpointing and self.training:
+                raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
 
 
-class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
+class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
     """The decoder and its language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -415,63 +398,6 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             return False
         return not any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
 
-    generate = gets_it_as(THEIRS)(GenerationMixin.generate)
-
-    @wraps(GenerationMixin.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
-        """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
-        return call_it(OURS, super().prepare_inputs_for_generation(*args, **call_it(THEIRS, kwargs)))
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
-        """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
-        wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
-        if given is not None:
-            refuse_foreign(given)
-            refuse_lookup_behind(given, generation_mode)
-        if wanted not in (None, "dynamic", "static"):
-            raise NotImplementedError(
-                f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
-                "`PLTStaticCache`, hold the carry and the windows of later loops."
-            )
-        if isinstance(given, PLTCache) and not generation_config.is_assistant:
-            given.stop_past_recording()
-        if given is None and generation_config.use_cache is not False and wanted != "static":
-            model_kwargs[THEIRS] = PLTCache(self.config)
-            if generation_config.is_assistant:
-                model_kwargs[THEIRS].activate_past_recording()
-            return
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
-
-    def _prepare_static_cache(
-        self, cache_implementation, batch_size, max_cache_len, prefill_chunk_size, model_kwargs
-    ) -> PLTStaticCache:
-        """Give `generate` a `PLTStaticCache`, as long as the longest so far, so that compiled code fits again."""
-        self._previous_max_cache_length = max(max_cache_len, getattr(self, "_previous_max_cache_length", 0))
-        cache = PLTStaticCache(self.config, self._previous_max_cache_length)
-        shape = None if prefill_chunk_size is None else self._get_static_cache_init_shape()
-        if shape is not None:  # chunked prefill is compiled
-            cache.early_initialization(batch_size, *shape, dtype=self.dtype, device=self.device)
-        return cache
-
-    @staticmethod
-    @gets_it_as(OURS)
-    def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
-    ) -> dict[str, Tensor | None]:
-        """What `generate` prepares outside of a compiled step: the masks, whose inputs grow with every token."""
-        return make_masks(config, inputs_embeds, attention_mask, position_ids, past_key_values)
-
-    @property
-    def init_continuous_batching(self):
-        # servers ask `hasattr` and then fall back to plain generation
-        raise AttributeError("Continuous batching is not supported by PLT.")
-
-    def generate_batch(self, *args, **kwargs):
-        raise NotImplementedError(
-            "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
-            "later loops. Use `generate()`."
-        )
-
 
 # The heads build their decoder themselves: transformers' mixins ask `AutoModel`, which refuses a saved folder's code.
 
@@ -509,28 +435,6 @@ class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
         self.post_init()
 
 
-def refuse_foreign(past_key_values: Cache) -> None:
-    if isinstance(past_key_values, PagedAttentionCache):
-        raise NotImplementedError(
-            "Continuous batching is not supported: its paged cache has no place for the carry and the windows of "
-            "later loops. Use `generate()`."
-        )
-    if not isinstance(past_key_values, PLTCacheMixin):
-        raise TypeError(
-            f"`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got `{type(past_key_values).__name__}`, "
-            "which has no place for the carry and the windows of later loops. (Prefix tuning passes such a cache: not "
-            "supported.)"
-        )
-
-
-def refuse_lookup_behind(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
-    if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
-        raise NotImplementedError(
-            "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
-            "feed the whole prompt into it again. Leave out the cache, or the lookup."
-        )
-
-
 def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """The positions of `[B, T, D]` whose logits are wanted: the last so many (0 = all), indices, or a bool mask."""
     if isinstance(logits_to_keep, int):
@@ -551,5 +455,5 @@ def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Ten
     return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
-# `Trainer` asks here whether labels must be shifted when it smooths them
+# `Trainer` asks here whether labels must be shifted when it smooths them, also of a model loaded as remote code
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["plt"] = "PLTForCausalLM"

@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer
 
 from .cache_plt import Carry, PLTCacheMixin
-from .positions_plt import NO_POSITION
+from .configuration_plt import PLTConfig
+from .pads_plt import NO_POSITION, Pads, join
+from .window_plt import write_ring
 
 
 class StaticLoops(StaticLayer):
@@ -28,21 +30,30 @@ class StaticLoops(StaticLayer):
         keys = key_states.repeat(1, len(self.loops), 1, 1)
         super().lazy_initialization(keys, value_states.repeat(1, len(self.loops), 1, 1))
 
-    def update_loops(self, key: Tensor, value: Tensor, loops: range, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Append `[B, R * Hkv, T, Dh]` of the given loops, and return what they see, `[B, R * Hkv, n, Dh]`."""
-        num_heads = key.shape[1] // len(loops)
+    def update_loops(
+        self, key_states: Tensor, value_states: Tensor, loops: range, num_tokens: int, pads: Pads | None
+    ) -> tuple[Tensor, Tensor]:
+        """Append the last of T tokens `[B, R, Hkv, <= T, Dh]` of R loops, and return what they see of their own."""
         if not self.is_initialized:
-            self.lazy_initialization(key[:, :num_heads], value[:, :num_heads])
-        heads = slice((loops.start - self.loops.start) * num_heads, (loops.stop - self.loops.start) * num_heads)
-        columns = self.cumulative_length + torch.arange(num_tokens, device=key.device)
-        seen = self.write(self.keys[:, heads], key, columns), self.write(self.values[:, heads], value, columns)
+            self.lazy_initialization(key_states[:, 0], value_states[:, 0])
+        columns = self.cumulative_length + torch.arange(num_tokens, device=key_states.device)
+        seen = self.write(self.keys, key_states, loops, columns, pads)
+        seen = seen, self.write(self.values, value_states, loops, columns, pads)
         if loops.stop == self.loops.stop:
             self.cumulative_length.add_(num_tokens)
         return seen
 
-    def write(self, stored: Tensor, new: Tensor, columns: Tensor) -> Tensor:
+    def write(self, stored: Tensor, new: Tensor, loops: range, columns: Tensor, pads: Pads | None) -> Tensor:
+        """Put tokens `[B, R, Hkv, <= T, Dh]` at the columns `[T]` of their loops."""
+        num_loops, num_heads = new.shape[1:3]
+        heads = slice((loops.start - self.loops.start) * num_heads, (loops.stop - self.loops.start) * num_heads)
+        return self.write_heads(stored[:, heads], new.flatten(1, 2), columns, pads).unflatten(1, (num_loops, -1))
+
+    def write_heads(self, stored: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) -> Tensor:
         """Put `[B, heads, T, Dh]` at its columns `[T]`; returns all that is stored."""
         stored.index_copy_(2, columns, new)
+        if pads is not None:
+            stored.copy_(pads.move(stored, columns[:1], len(columns), dim=2))
         return stored
 
 
@@ -54,18 +65,9 @@ class RingLayer(StaticLoops):
 
     is_sliding = True
 
-    def write(self, stored: Tensor, new: Tensor, columns: Tensor) -> Tensor:
-        """Put the last of the T columns into the ring and return what their queries see.
-
-        That is the ring itself for a single token, else the n - 1 columns before the tokens and theirs, in order. Of T
-        tokens, `new` may hold only the last, whose windows then lie among them.
-        """
-        size = self.max_cache_len
-        before = (columns[:1] - torch.arange(size - 1, 0, -1, device=columns.device)) % size
-        seen = stored if len(columns) == 1 else torch.cat((stored.index_select(2, before), new), dim=2)
-        num_kept = min(size, new.shape[2])
-        stored.index_copy_(2, columns[-num_kept:] % size, new[:, :, -num_kept:])
-        return seen
+    def write_heads(self, stored: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) -> Tensor:
+        """See `write_ring`."""
+        return write_ring(stored, new, columns, pads)
 
 
 class StaticCarry(Carry):
@@ -75,17 +77,19 @@ class StaticCarry(Carry):
         """Allocate for states like `[B, any, D]` and positions like `[B, any]`."""
         self.states = [state.new_zeros(state.shape[0], 1, state.shape[2]) for state in states]
         self.positions = positions.new_full((positions.shape[0], 1), NO_POSITION)  # which no token follows
+        self.num_pads = torch.zeros_like(self.positions)
         if not torch.compiler.is_compiling():
-            for part in (*self.states, self.positions):
+            for part in (*self.states, self.positions, self.num_pads):
                 torch._dynamo.mark_static_address(part)
 
-    def write(self, states: list[Tensor], positions: Tensor) -> None:
-        """Take over T tokens: states `[B, T, D]` at positions `[B, T]`."""
+    def write(self, states: list[Tensor], positions: Tensor, pads: Pads | None, num_pads: Tensor | None) -> None:
+        """As `Carry.write`."""
         if self.positions is None:
             self.lazy_initialization(states, positions)
-        for own, state in zip(self.states, states, strict=True):
-            own.copy_(state[:, -1:])
-        self.positions.copy_(positions[:, -1:])
+        for own, state in zip([*self.states, self.positions], [*states, positions], strict=True):
+            own.copy_((state if pads is None else join(own, state, pads, dim=1))[:, -1:])
+        if num_pads is not None:
+            self.num_pads.copy_(num_pads)
 
 
 class PLTStaticCache(PLTCacheMixin, StaticCache):
@@ -109,18 +113,17 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
 
     is_croppable = False
 
-    def __init__(self, config, max_cache_len: int):
+    def __init__(self, config: PLTConfig, max_cache_len: int):
         if max_cache_len < 1:
             raise ValueError(f"`max_cache_len` must be at least 1, got {max_cache_len}.")
         super().__init__(config=config, max_cache_len=max_cache_len)
         layers, later = range(config.num_hidden_layers), range(1, config.num_loops)
-        if config.loop_attention == "own":
-            self.layers = [StaticLoops(max_cache_len, range(config.num_loops)) for _ in layers]
-        has_windows = config.loop_attention == "gated_window" and later
+        full = range(1) if config.own_window is not None else range(config.num_loops)
+        self.layers = [StaticLoops(max_cache_len, full) for _ in layers]
         self.ring_size = min(config.sliding_window, max_cache_len)
-        self.windows = [RingLayer(self.ring_size, later) for _ in layers] if has_windows else []
+        self.windows = [RingLayer(self.ring_size, later) for _ in layers] if config.has_gate else []
         self.carry = StaticCarry()
-        self.carried = len(later) if config.loop_shift else 0, config.hidden_size
+        self.carried = config.num_loops, config.hidden_size
         self.note_config(config)
 
     @property
@@ -128,12 +131,18 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         """Everything that holds keys and values."""
         return [*self.layers, *self.windows]
 
-    def update_own(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, loops: range, num_tokens: int
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        loops: range,
+        num_tokens: int,
+        pads: Pads | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `PLTCache.update_own`."""
-        layer = (self.windows or self.layers)[layer_idx]
-        return layer.update_loops(key_states, value_states, loops, num_tokens)
+        """As `PLTCache.update`."""
+        layers = self.windows if self.windows and loops.start > 0 else self.layers
+        return layers[layer_idx].update_loops(key_states, value_states, loops, num_tokens, pads)
 
     def early_initialization(
         self, batch_size: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -150,7 +159,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replace the batch by these rows of it, in place."""
         parts = [part for layer in self.all_layers for part in (layer.keys, layer.values)]
-        for part in (*parts, *self.carry.states, self.carry.positions):
+        for part in (*parts, *self.carry.states, self.carry.positions, self.carry.num_pads):
             part.copy_(part.index_select(0, beam_idx.to(part.device)))
 
     def reset(self) -> None:
@@ -159,6 +168,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
             layer.cumulative_length.zero_()
         if self.carry.positions is not None:
             self.carry.positions.fill_(NO_POSITION)
+            self.carry.num_pads.zero_()
         self.why_closed = self.dtype = None
 
     def activate_past_recording(self) -> None:

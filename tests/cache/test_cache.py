@@ -54,7 +54,7 @@ def test_cache_takes_the_bytes_of_the_formula(row, num_loops):
     kv_size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     own_columns = {"own": length, "shared": 0, "gated_window": config.sliding_window - 1}[config.loop_attention]
     elements = kv_size * (length + (num_loops - 1) * own_columns)
-    elements += config.loop_shift * (num_loops - 1) * config.hidden_size
+    elements += num_loops * config.hidden_size
     expected = batch_size * (4 * elements + 8)  # float32 states; the carry's position is an int64
     for sizes in ([29], [1] * 29, [20, 9]):
         _, cache = run_chunks(model, tiny_ids(batch_size, length), sizes)
@@ -72,7 +72,7 @@ def test_windows_and_carry_never_grow_in_memory(sizes):
             # what is allocated, not only what is visible
             assert layer.keys.untyped_storage().nbytes() <= 5 * column
             assert layer.values.untyped_storage().nbytes() <= 5 * column
-    assert [state.untyped_storage().nbytes() for state in cache.carry.states] == [32 * 4] * 2
+    assert [state.untyped_storage().nbytes() for state in cache.carry.states] == [32 * 4] * 3
     assert cache.carry.positions.untyped_storage().nbytes() == 8
 
 
@@ -192,7 +192,7 @@ def test_cache_has_the_shape_transformers_expects():
     assert len(cache) == model.config.num_hidden_layers
     assert [tuple(layer.keys.shape) for layer in cache.layers] == [(2, 2, 9, 8)] * 2
     assert cache.is_sliding == [False, False]
-    assert [tuple(state.shape) for state in cache.carry.states] == [(2, 1, 32)] * 2
+    assert [tuple(state.shape) for state in cache.carry.states] == [(2, 1, 32)] * 3
     assert cache.is_croppable and not PLTStaticCache(model.config, 9).is_croppable
 
 

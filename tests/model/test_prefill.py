@@ -6,9 +6,9 @@ from reference import ReferencePLT
 from tiny import ABLATION_ROWS, tiny_config, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache
-from modeling_plt.masks_plt import window_mask
 from modeling_plt.modeling_plt import PLTDecoderLayer
-from modeling_plt.prefill_plt import needed_positions
+from modeling_plt.passes_plt import needed_positions
+from modeling_plt.window_plt import visible_in_blocks
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 summation order
 
@@ -35,8 +35,8 @@ def counted(monkeypatch):
     """A list that gets `(loop, positions in, positions out)` of every call of a layer."""
     calls, forward = [], PLTDecoderLayer.forward
 
-    def count(self, hidden_states, key, value, loops, num_outputs, **kwargs):
-        output = forward(self, hidden_states, key, value, loops, num_outputs, **kwargs)
+    def count(self, hidden_states, key, value, loops, num_queries, **kwargs):
+        output = forward(self, hidden_states, key, value, loops, num_queries, **kwargs)
         calls.append((loops.start, hidden_states.shape[1], output[0].shape[1]))
         return output
 
@@ -189,7 +189,7 @@ def test_the_blocks_of_a_window_cover_what_a_dense_mask_shows(window, num_past):
     starts = torch.tensor([[0] * 11, [0, 0, 0, 0, 0, 5, 5, 7, 8, 8, 8]]) + num_past * torch.tensor([[0], [1]])
     reach = min(window - 1, num_past + 11 - window)
     blocks = -(-11 // window)
-    mask = window_mask(starts, torch.tensor(num_past + 10), window, blocks, window, reach)
+    mask = visible_in_blocks(starts, torch.tensor(num_past + 10), window, blocks, window, reach)
     assert mask.shape == (blocks, 2, 1, window, window + reach)
     for row in range(2):
         for token in range(11):

@@ -74,33 +74,11 @@ def test_a_mask_must_cover_the_cached_tokens_too():
         model(tiny_ids(2, 2), attention_mask=torch.ones(2, 2), past_key_values=cache)
 
 
-def test_pads_between_real_tokens_are_refused():
-    model, mask = tiny_model(), torch.tensor([[1] * 6, [1, 1, 0, 0, 1, 1]])
-    with pytest.raises(NotImplementedError, match="pads between real tokens"):
-        model(tiny_ids(2, 6), attention_mask=mask)
-    with pytest.raises(NotImplementedError, match="pads between real tokens"):  # packed documents with a pad between
-        model(tiny_ids(1, 7), torch.tensor([[1, 1, 1, 0, 1, 1, 1]]), torch.tensor([[0, 1, 2, 0, 0, 1, 2]]))
-    # a second turn behind a row that had ended
-    cache = model(tiny_ids(2, 6), attention_mask=torch.ones(2, 6), use_cache=True).past_key_values
-    second = torch.tensor([[1] * 10, [1] * 4 + [0] * 2 + [1] * 4])
-    with pytest.raises(NotImplementedError, match="pads between real tokens"):
-        model.generate(tiny_ids(2, 10), attention_mask=second, past_key_values=cache, max_new_tokens=2)
-
-
-@pytest.mark.parametrize("num_new", [1, 3])
-def test_tokens_behind_right_padding_are_refused(num_new):
-    model, mask = tiny_model(), torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
-    cache = model(tiny_ids(2, 6), attention_mask=mask, use_cache=True).past_key_values
-    mask = torch.cat((mask, torch.ones(2, num_new)), dim=1)
-    with pytest.raises(NotImplementedError, match="ends in pads|pads between"):
-        model(tiny_ids(2, num_new), attention_mask=mask, past_key_values=cache)
-
-
 @pytest.mark.parametrize("num_loops", [1, 2])
-def test_a_document_that_starts_behind_a_filled_cache_is_refused(num_loops):
+def test_a_document_that_starts_after_a_filled_cache_is_refused(num_loops):
     model = tiny_model(num_loops=num_loops)
     cache = model(tiny_ids(1, 5), use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="behind a filled cache"):
+    with pytest.raises(NotImplementedError, match="after a filled cache"):
         model(tiny_ids(1, 4), position_ids=torch.arange(4)[None], past_key_values=cache)
 
 
@@ -126,12 +104,12 @@ def test_a_cache_is_refused_when_training_with_checkpointing():
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 8)], ids=["no mask", "all ones"])
-def test_several_tokens_behind_left_padding_need_its_mask(mask, static):
+def test_several_tokens_after_left_padding_need_its_mask(mask, static):
     model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 8)
     padded = torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
     cache = PLTStaticCache(model.config, 12) if static else PLTCache(model.config)
     model(input_ids[:, :5], attention_mask=padded, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"ends at positions \[4, 1\].*counted to start at \[5, 5\]"):
+    with pytest.raises(ValueError, match=r"holds \[0, 3\] pads in its rows, but the `attention_mask` marks \[0, 0\]"):
         model(input_ids[:, 5:], attention_mask=mask, past_key_values=cache)
     model(input_ids[:, 5:], attention_mask=torch.cat((padded, torch.ones(2, 3)), dim=1), past_key_values=cache)
 
@@ -170,3 +148,11 @@ def test_a_model_without_gates_cannot_be_given_a_gated_window():
         model.config.loop_attention, model.config.num_loops = "gated_window", 2
         with pytest.raises(ValueError, match="needs gates, which this model was built without"):
             model(tiny_ids(1, 4))
+
+
+def test_positions_that_were_counted_must_continue_those_of_the_cache():
+    model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 8)
+    cache = PLTCache(model.config)
+    model(input_ids[:, :5], position_ids=torch.arange(5)[None] + 7, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"ends at positions \[11, 11\].*counted to start at \[5, 5\]"):
+        model(input_ids[:, 5:], past_key_values=cache)

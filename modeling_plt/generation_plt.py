@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hooks into `generate()`: which cache it makes, and what it prepares outside of a compiled step."""
+
+from functools import wraps
+
+import torch
+from torch import Tensor
+from transformers.generation import GenerationMixin, GenerationMode
+
+from .cache_name_plt import OURS, THEIRS, call_it, gets_it_as
+from .cache_plt import PLTCache, PLTCacheMixin
+from .refusals_plt import refuse_foreign
+from .sequence_plt import NewTokens, read_tokens
+from .static_cache_plt import PLTStaticCache
+
+
+class PLTGenerationMixin(GenerationMixin):
+    """`GenerationMixin` with a `PLTCache` where transformers would make a cache of its own."""
+
+    generate = gets_it_as(THEIRS)(GenerationMixin.generate)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
+        return call_it(OURS, super().prepare_inputs_for_generation(*args, **call_it(THEIRS, kwargs)))
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
+        """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
+        wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
+        if given is not None:
+            refuse_foreign(given)
+            refuse_lookup_after(given, generation_mode)
+        if wanted not in (None, "dynamic", "static"):
+            raise NotImplementedError(
+                f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
+                "`PLTStaticCache`, hold the carry and the windows of later loops."
+            )
+        if isinstance(given, PLTCache) and not generation_config.is_assistant:
+            given.stop_past_recording()
+        if given is None and generation_config.use_cache is not False and wanted != "static":
+            model_kwargs[THEIRS] = PLTCache(self.config)
+            if generation_config.is_assistant:
+                model_kwargs[THEIRS].activate_past_recording()
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
+
+    def _prepare_static_cache(
+        self, cache_implementation, batch_size, max_cache_len, prefill_chunk_size, model_kwargs
+    ) -> PLTStaticCache:
+        """Give `generate` a `PLTStaticCache`, as long as the longest so far, so that compiled code fits again."""
+        self._previous_max_cache_length = max(max_cache_len, getattr(self, "_previous_max_cache_length", 0))
+        cache = PLTStaticCache(self.config, self._previous_max_cache_length)
+        shape = None if prefill_chunk_size is None else self._get_static_cache_init_shape()
+        if shape is not None:  # chunked prefill is compiled
+            cache.early_initialization(batch_size, *shape, dtype=self.dtype, device=self.device)
+        return cache
+
+    @staticmethod
+    @gets_it_as(OURS)
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
+    ) -> NewTokens:
+        """What `generate` prepares outside of a compiled step, because its inputs grow with every token."""
+        return read_tokens(config, inputs_embeds, attention_mask, position_ids, past_key_values)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> Tensor:
+        """Positions `[B, S]` when none are given; a pad has the last real token's, so that decoding continues."""
+        if (attention_mask := model_kwargs.get("attention_mask")) is None:
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+    def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs) -> Tensor:
+        """The mask `[B, S]` when none is given: pads are told by their id, where it is not known which they are."""
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        if generation_config.is_assistant:
+            return torch.ones_like(mask)  # a mask is left out where all tokens are real
+        cache = model_kwargs.get(THEIRS)
+        if isinstance(cache, PLTCacheMixin) and (num_past := int(cache.get_seq_length())) > 0:
+            # which of the cached tokens are pads no longer matters, only how many
+            columns = torch.arange(num_past, device=mask.device)
+            mask[:, :num_past] = columns >= (0 if cache.carry.num_pads is None else cache.carry.num_pads)
+        return mask
+
+    @property
+    def init_continuous_batching(self):
+        # servers ask `hasattr` and then fall back to plain generation
+        raise AttributeError("Continuous batching is not supported by PLT.")
+
+    def generate_batch(self, *args, **kwargs):
+        raise NotImplementedError(
+            "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
+            "later loops. Use `generate()`."
+        )
+
+
+def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
+    """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
+    if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
+        raise NotImplementedError(
+            "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
+            "feed the whole prompt into it again. Leave out the cache, or the lookup."
+        )

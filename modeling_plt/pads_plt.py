@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pads: a token follows the last real token before it, wherever pads stand.
+
+Inside a forward, and in the cache, the pads of a row come before its real tokens: there is one layout, that of padding
+on the left. Outputs are in the given order again; a pad's output is that of the last real token before it.
+
+B batch, T new tokens, S cached + new.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .tail_plt import tail
+
+NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
+
+
+class Pads(NamedTuple):
+    """Where the pads of T new tokens are."""
+
+    is_real: Tensor  # [B, T], by given columns
+    order: Tensor  # [B, T], the new tokens with pads first, by their given columns
+    count: Tensor  # [B, 1], how many of the T are pads
+
+    @classmethod
+    def of(cls, is_real: Tensor) -> "Pads":
+        """From what is a real token, `[B, T]`."""
+        is_pad = (~is_real).long()
+        count = is_pad.sum(dim=1, keepdim=True)
+        place = torch.where(is_real, count + is_real.long().cumsum(dim=1), is_pad.cumsum(dim=1)) - 1
+        columns = torch.arange(is_real.shape[1], device=is_real.device).expand_as(place)
+        return cls(is_real, torch.zeros_like(place).scatter(1, place, columns), count)
+
+    def put_first(self, states: Tensor) -> Tensor:
+        """New tokens `[B, T]` or `[B, T, D]` with pads first."""
+        return states.take_along_dim(as_index(self.order, states, dim=1), dim=1)
+
+    def give_back(self, states: Tensor, before: Tensor) -> Tensor:
+        """The last n of T tokens `[B, n, D]`, pads first, in the given order.
+
+        A pad gets the state of the last real token before it, which may be the one `[B, 1, D]` before all T.
+        """
+        num_missing = self.is_real.shape[1] - states.shape[1]
+        last_real = self.count + self.is_real.long().cumsum(dim=1) - num_missing
+        joined = join(before.to(states.device), states, self, dim=1)
+        return joined.take_along_dim(as_index(tail(last_real, states.shape[1]), joined, dim=1), dim=1)
+
+    def give_back_weights(self, weights: Tensor) -> Tensor:
+        """Attention weights `[B, H, T, n]` in the given order; after a cache, keys stay in its order, pads first."""
+        last_real = (self.count + self.is_real.long().cumsum(dim=1) - 1).clamp(min=0)
+        weights = weights.take_along_dim(as_index(last_real, weights, dim=2), dim=2)
+        if weights.shape[3] > self.is_real.shape[1]:
+            return weights
+        return weights.take_along_dim(as_index(last_real, weights, dim=3), dim=3) * self.is_real[:, None, None]
+
+    def move(self, joined: Tensor, num_past: int | Tensor, num_new: int, dim: int) -> Tensor:
+        """Put the pads among the new columns before the past ones.
+
+        Args:
+            joined: past columns, then the last of the T new ones, along `dim`.
+            num_past, num_new: how many there are of either.
+        """
+        columns = torch.arange(joined.shape[dim], device=joined.device)
+        count = (self.count - (self.order.shape[1] - num_new)).clamp(min=0).to(joined.device)
+        sources = torch.where(columns < num_past + count, columns - count, columns).clamp(min=0)
+        return joined.take_along_dim(as_index(sources, joined, dim), dim)
+
+
+def as_index(columns: Tensor, states: Tensor, dim: int) -> Tensor:
+    """Columns `[B, n]` on the device of `states` and with as many axes, n at `dim`."""
+    shape = [1] * states.dim()
+    shape[0], shape[dim] = columns.shape
+    return columns.to(states.device).view(shape)
+
+
+def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:
+    """Past columns, then new ones; the pads of each row before both."""
+    joined = torch.cat((past, new), dim=dim)
+    return joined if pads is None else pads.move(joined, past.shape[dim], new.shape[dim], dim)
+
+
+def take_back(states: Tensor, num_tokens: int, num_pads: Tensor | None, dim: int) -> Tensor:
+    """Columns without the last so many tokens, of which some were pads `[B, 1]`, and so are among the first."""
+    num_left = states.shape[dim] - num_tokens
+    if num_pads is None:
+        return states.narrow(dim, 0, num_left)
+    columns = torch.arange(num_left, device=num_pads.device) + num_pads
+    return states.take_along_dim(as_index(columns, states, dim), dim)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule: which loops run together, through which layers, at how many positions.
+
+B batch, L loops, N layers, T new tokens, D hidden.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .configuration_plt import PLTConfig
+from .pads_plt import Pads, join
+from .tail_plt import tail
+
+
+class Pass(NamedTuple):
+    """One run through consecutive layers.
+
+    With the shift, all loops of a single position depend on the carry alone, so they run together; several positions
+    take the loops one after another. A pass is therefore R loops of T positions, and R or T is 1.
+    """
+
+    loops: range
+    layers: range
+    spans: list[int]  # how many of the last positions enter each of the layers, and at its end, leave the last
+
+    @property
+    def num_loops(self) -> int:
+        return len(self.loops)
+
+
+def passes(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[Pass]:
+    """The passes of a forward over T tokens that returns the last loop's states at the last `num_outputs` (0: all)."""
+    spans = needed_positions(config, num_tokens, num_outputs)
+    layers, loops = range(config.num_hidden_layers), range(config.num_loops)
+    if config.loop_shift and config.one_pass and num_tokens == 1:
+        return [Pass(loops, layers, spans[0])]
+    return [Pass(range(loop_idx, loop_idx + 1), layers, spans[loop_idx]) for loop_idx in loops]
+
+
+def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[list[int]]:
+    """Exact pruned prefill: how many of the last positions each loop needs, `[loop][n]`, `n` as in `Pass.spans`.
+
+    An output reaches back over the keys that its loop sees of its own, layer by layer, and at the start of a loop over
+    one position more, the shift. What is before is never read, so leaving it out changes nothing.
+    """
+    if num_outputs == 0:
+        return [[num_tokens] * (config.num_hidden_layers + 1)] * config.num_loops
+    spans = []
+    for loop_idx in reversed(range(config.num_loops)):
+        window = None if loop_idx == 0 else config.own_window
+        reach = num_tokens if window is None else max(window - 1, 0)
+        span = [min(num_outputs, num_tokens)]
+        for _ in range(config.num_hidden_layers):
+            span.insert(0, min(span[0] + reach, num_tokens))
+        spans.insert(0, span)
+        num_outputs = span[0] + config.loop_shift
+    return spans
+
+
+def shift(states: Tensor | None, carry: Tensor, follows: Tensor, pads: Pads | None) -> Tensor:
+    """States delayed by one token, the carry first, and zeros where a sequence starts (paper section 3.1).
+
+    Args:
+        states: `[B, n, D]` of the last n of T tokens; None for a single one, whose loops run together.
+        carry: the state `[B, 1, D]` before them.
+        follows: `[B, T]`, whether a token continues the one before it.
+        pads: where pads are among the tokens.
+
+    Returns:
+        `[B, n, D]`.
+    """
+    delayed = carry if follows.shape[1] == 1 else join(carry, states, pads, dim=1)[:, :-1]
+    return delayed.masked_fill(~tail(follows, delayed.shape[1]).unsqueeze(-1), 0)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward refuses: inputs that do not fit together, and caches that cannot be continued.
+
+B batch, T new tokens, S cached + new.
+"""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching import PagedAttentionCache
+
+from .cache_plt import PLTCacheMixin
+from .configuration_plt import PLTConfig
+from .masks_plt import DENSE
+
+
+def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    """Exactly one of `input_ids` `[B, T]` and `inputs_embeds` `[B, T, D]`, and at least one token."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if given.shape[1] == 0:
+        raise ValueError(f"`input_ids` must hold at least one token, got {list(given.shape[:2])}.")
+
+
+def refuse_wrong_shapes(
+    inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int | Tensor
+) -> None:
+    """A mask `[B, S]` and positions `[B or 1, T]`, if there are any."""
+    batch_size, num_tokens, _ = inputs_embeds.shape
+    is_known = can_read(num_past, num_tokens)
+    if attention_mask is not None and not (
+        attention_mask.dim() == 2
+        and attention_mask.shape[0] == batch_size
+        and (not is_known or attention_mask.shape[1] == int(num_past) + num_tokens)
+    ):
+        wanted = [batch_size, int(num_past) + num_tokens] if is_known else [batch_size, "any"]
+        raise ValueError(
+            "`attention_mask` must be [batch, cached + new tokens] with 1 for real tokens, "
+            f"{wanted} here, got {list(attention_mask.shape)}."
+        )
+    # a comparison of tuples would not tie a traced length to the given one
+    if position_ids is not None and not (
+        position_ids.dim() == 2 and position_ids.shape[0] in (1, batch_size) and position_ids.shape[1] == num_tokens
+    ):
+        raise ValueError(
+            f"`position_ids` must be [batch, new tokens], {[batch_size, num_tokens]} here, got "
+            f"{list(position_ids.shape)}."
+        )
+
+
+def can_read(length: int | Tensor, num_tokens: int) -> bool:
+    """Whether a cached length is known: in a tensor, not while tracing, nor where every token would wait for it."""
+    return isinstance(length, int) or (
+        not torch.compiler.is_compiling() and (num_tokens > 1 or length.device.type == "cpu")
+    )
+
+
+def refuse_overflow(past_key_values: PLTCacheMixin | None, num_past: int | Tensor, num_tokens: int) -> None:
+    room = -1 if past_key_values is None else past_key_values.get_max_length()
+    if can_read(num_past, num_tokens) and 0 <= room < num_past + num_tokens:
+        raise ValueError(f"The static cache holds {room} tokens, {int(num_past) + num_tokens} are wanted.")
+
+
+def refuse_other_pads(
+    past_key_values: PLTCacheMixin | None, attention_mask: Tensor | None, num_past: int | Tensor, num_tokens: int
+) -> None:
+    """Refuse a mask that marks other pads among the cached tokens than those that came as pads."""
+    if past_key_values is None or past_key_values.carry.num_pads is None or torch.compiler.is_compiling():
+        return
+    cached = past_key_values.carry.num_pads
+    if attention_mask is not None:
+        given = (~attention_mask[:, :-num_tokens]).sum(dim=1, keepdim=True)
+    elif num_tokens > 1 or isinstance(num_past, int):
+        given = torch.zeros_like(cached)
+    else:
+        return  # reading would wait for the device at every step
+    if not torch.equal(given, cached.to(given.device)):
+        raise ValueError(
+            f"`past_key_values` holds {cached.flatten().tolist()} pads in its rows, but the `attention_mask` marks "
+            f"{given.flatten().tolist()} of the cached tokens: it must mark the same ones as before."
+        )
+
+
+def refuse_other_count(previous: Tensor, positions: Tensor) -> None:
+    """The positions `[B, T]` were counted, and do not continue those before them, `[B, T]`."""
+    raise ValueError(
+        f"`past_key_values` ends at positions {previous[:, 0].tolist()} of its rows, but the new tokens were "
+        f"counted to start at {positions[:, 0].tolist()}: the `attention_mask` must mark the pads of the cached "
+        "tokens, or `position_ids` must be given."
+    )
+
+
+def refuse_documents_after_others(num_past: int | Tensor) -> None:
+    if num_past > 0:
+        raise NotImplementedError(
+            "`position_ids` start a new document after a filled cache; pack documents in one forward without a cache."
+        )
+
+
+def refuse_foreign(past_key_values: Cache) -> None:
+    """A cache that has no place for a PLT's state."""
+    if isinstance(past_key_values, PagedAttentionCache):
+        raise NotImplementedError(
+            "Continuous batching is not supported: its paged cache has no place for the carry and the windows of "
+            "later loops. Use `generate()`."
+        )
+    if not isinstance(past_key_values, PLTCacheMixin):
+        raise TypeError(
+            f"`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got `{type(past_key_values).__name__}`, "
+            "which has no place for the carry and the windows of later loops. (Prefix tuning passes such a cache: not "
+            "supported.)"
+        )
+
+
+def refuse_unusable(past_key_values: PLTCacheMixin, config: PLTConfig, inputs_embeds: Tensor) -> None:
+    """A cache that was made for another model, holds another batch, or can take no more tokens."""
+    refuse_foreign(past_key_values)
+    past_key_values.refuse_others(inputs_embeds)
+    for name, value in past_key_values.made_for.items():
+        if value != getattr(config, name):
+            raise ValueError(
+                f"`past_key_values` was made for `{name}={value}`, the model has `{name}={getattr(config, name)}`."
+            )
+    if past_key_values.why_closed is not None:
+        raise NotImplementedError(f"`past_key_values` cannot be continued: {past_key_values.why_closed}")
+    if past_key_values.is_compileable and config._attn_implementation not in DENSE:
+        raise NotImplementedError(
+            f"A `PLTStaticCache` needs a mask over its whole memory, which {' and '.join(DENSE)} take, but not "
+            f"`{config._attn_implementation}`."
+        )
