@@ -35,7 +35,7 @@ class Pads(NamedTuple):
 
     def put_first(self, states: Tensor) -> Tensor:
         """New tokens `[B, T]` or `[B, T, D]` with pads first."""
-        return states.take_along_dim(as_index(self.order, states, dim=1), dim=1)
+        return pick(states, self.order, 1)
 
     def give_back(self, states: Tensor, before: Tensor) -> Tensor:
         """The last n of T tokens `[B, n, D]`, pads first, in the given order.
@@ -45,15 +45,15 @@ class Pads(NamedTuple):
         num_missing = self.is_real.shape[1] - states.shape[1]
         last_real = self.count + self.is_real.long().cumsum(dim=1) - num_missing
         joined = join(before.to(states.device), states, self, dim=1)
-        return joined.take_along_dim(as_index(tail(last_real, states.shape[1]), joined, dim=1), dim=1)
+        return pick(joined, tail(last_real, states.shape[1]), 1)
 
     def give_back_weights(self, weights: Tensor) -> Tensor:
         """Attention weights `[B, H, T, n]` in the given order; after a cache, keys stay in its order, pads first."""
         last_real = (self.count + self.is_real.long().cumsum(dim=1) - 1).clamp(min=0)
-        weights = weights.take_along_dim(as_index(last_real, weights, dim=2), dim=2)
+        weights = pick(weights, last_real, 2)
         if weights.shape[3] > self.is_real.shape[1]:
             return weights
-        return weights.take_along_dim(as_index(last_real, weights, dim=3), dim=3) * self.is_real[:, None, None]
+        return pick(weights, last_real, 3) * self.is_real[:, None, None]
 
     def move(self, joined: Tensor, num_past: int | Tensor, num_new: int, dim: int) -> Tensor:
         """Put the pads among the new columns before the past ones.
@@ -65,14 +65,15 @@ class Pads(NamedTuple):
         columns = torch.arange(joined.shape[dim], device=joined.device)
         count = (self.count - (self.order.shape[1] - num_new)).clamp(min=0).to(joined.device)
         sources = torch.where(columns < num_past + count, columns - count, columns).clamp(min=0)
-        return joined.take_along_dim(as_index(sources, joined, dim), dim)
+        return pick(joined, sources, dim)
 
 
-def as_index(columns: Tensor, states: Tensor, dim: int) -> Tensor:
-    """Columns `[B, n]` on the device of `states` and with as many axes, n at `dim`."""
-    shape = [1] * states.dim()
-    shape[0], shape[dim] = columns.shape
-    return columns.to(states.device).view(shape)
+def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """The columns `[B, n]` along `dim`; `take_along_dim` would tie traced code to one length."""
+    shape, index_shape = list(states.shape), [1] * states.dim()
+    shape[dim] = index_shape[dim] = columns.shape[1]
+    index_shape[0] = columns.shape[0]
+    return states.gather(dim, columns.to(states.device).view(index_shape).expand(shape))
 
 
 def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:
@@ -87,4 +88,4 @@ def take_back(states: Tensor, num_tokens: int, num_pads: Tensor | None, dim: int
     if num_pads is None:
         return states.narrow(dim, 0, num_left)
     columns = torch.arange(num_left, device=num_pads.device) + num_pads
-    return states.take_along_dim(as_index(columns, states, dim), dim)
+    return pick(states, columns, dim)
