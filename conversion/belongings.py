@@ -4,8 +4,8 @@
 import shutil
 from pathlib import Path
 
-from conversion_plt.generation import FILE
-from conversion_plt.messages import bytes_of
+from .generation import FILE
+from .messages import bytes_of
 
 LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 LARGEST_LICENSE = 10_000_000  # bytes

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conversion_plt.held_signals import HeldSignals
-from conversion_plt.place import check_place
+from .held_signals import HeldSignals
+from .place import check_place
 
 
 @contextmanager

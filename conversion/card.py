@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from conversion_plt.plan import Plan
+from .plan import Plan
 
 LICENSE_LINES = re.compile(r"^(?:license|license_name|license_link):.*$", flags=re.MULTILINE)
 HUB = "https://huggingface.co"

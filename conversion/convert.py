@@ -10,24 +10,25 @@ import torch
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
-from conversion_plt.belongings import copy_belongings
-from conversion_plt.beside import written_beside
-from conversion_plt.card import write_card
-from conversion_plt.checkpoint import Checkpoint, open_checkpoint
-from conversion_plt.expected import read_expected
-from conversion_plt.generation import check_generation
-from conversion_plt.hub import find_folder
-from conversion_plt.measure import measure, read_text
-from conversion_plt.messages import bytes_of
-from conversion_plt.pickled import has_only_pickles, unpickle
-from conversion_plt.place import check_apart, check_place, leftovers
-from conversion_plt.plan import Plan, make_plan, refuse_untied_head
-from conversion_plt.source import find_source
-from conversion_plt.to_plt import PLTStart, switch_on
-from conversion_plt.tokenizer import write_tokenizer
-from conversion_plt.verify import verify_files, verify_logits
-from conversion_plt.write import write_weights
 from modeling_plt import PLTForCausalLM
+
+from .belongings import copy_belongings
+from .beside import written_beside
+from .card import write_card
+from .checkpoint import Checkpoint, open_checkpoint
+from .expected import read_expected
+from .generation import check_generation
+from .hub import find_folder
+from .measure import measure, read_text
+from .messages import bytes_of
+from .pickled import has_only_pickles, unpickle
+from .place import check_apart, check_place, leftovers
+from .plan import Plan, make_plan, refuse_untied_head
+from .sources import find_source
+from .to_plt import PLTStart, switch_on
+from .tokenizer import write_tokenizer
+from .verify import verify_files, verify_logits
+from .write import write_weights
 
 
 @dataclass(frozen=True)

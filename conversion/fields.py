@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
-from conversion_plt.kinds import KINDS, Kind, equals, is_kind
-from conversion_plt.known import DEFAULTS, HARMLESS
-from conversion_plt.messages import named, shown
-from conversion_plt.rope import check_rope
+from .kinds import KINDS, Kind, equals, is_kind
+from .known import DEFAULTS, HARMLESS
+from .messages import named, shown
+from .rope import check_rope
 
 REQUIRED = object()
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.messages import shown
+from .checkpoint import read_json
+from .kinds import KINDS, is_kind
+from .messages import shown
 
 FILE = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

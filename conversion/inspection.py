@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from conversion_plt.checkpoint import open_checkpoint, read_json
-from conversion_plt.hub import find_folder
-from conversion_plt.messages import bytes_of
-from conversion_plt.pickled import has_only_pickles
-from conversion_plt.plan import make_config, make_plan
-from conversion_plt.source import find_source
+from .checkpoint import open_checkpoint, read_json
+from .hub import find_folder
+from .messages import bytes_of
+from .pickled import has_only_pickles
+from .plan import make_config, make_plan
+from .sources import find_source
 
 
 def inspect(source: str, revision: str | None) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from conversion_plt.checkpoint import Checkpoint
-from conversion_plt.plan import Plan
-from conversion_plt.verify import plt_logits
+from .checkpoint import Checkpoint
+from .plan import Plan
+from .verify import plt_logits
 
 NUM_ROWS, LENGTH = 2, 256  # of the tokens that are measured
 

@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import some
+from .checkpoint import read_json
+from .messages import some
 
 
 def check_place(target: Path, overwrite: bool) -> None:

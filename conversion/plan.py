@@ -10,13 +10,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import DTYPES, Checkpoint, StoredTensor
-from conversion_plt.fields import VANILLA_LOOP
-from conversion_plt.messages import named
-from conversion_plt.rope import check_rotary
-from conversion_plt.sizes import check_counts, check_shapes, check_sizes
-from conversion_plt.source import Source
 from modeling_plt import PLTForCausalLM
+
+from .checkpoint import DTYPES, Checkpoint, StoredTensor
+from .fields import VANILLA_LOOP
+from .messages import named
+from .rope import check_rotary
+from .sizes import check_counts, check_shapes, check_sizes
+from .source import Source
 
 
 @dataclass(frozen=True)

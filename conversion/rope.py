@@ -6,8 +6,9 @@ from typing import Any
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from configuration_plt import PLTConfig
-from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.messages import shown, some
+
+from .kinds import KINDS, is_kind
+from .messages import shown, some
 
 REQUIRED = {  # by rope type
     "default": (),

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 
 from configuration_plt import PLTConfig
-from conversion_plt.messages import named, shown, some
+
+from .messages import named, shown, some
 
 # published models run 2 to 4 loops, research a few dozen; a digit too many in either would run for hours
 MOST = {"num_loops": 1000, "num_hidden_layers": 10_000}

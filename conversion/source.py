@@ -2,8 +2,6 @@
 """What a source format is: how its config and its tensor names become those of a PLT."""
 
 import copy
-import importlib
-import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +11,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from conversion_plt import sources
-from conversion_plt.fields import Fields
-from conversion_plt.known import HARMLESS
-from conversion_plt.messages import shown
-from conversion_plt.rope import check_rope
-from conversion_plt.sizes import check_counts
+from .fields import Fields
+from .known import HARMLESS
+from .rope import check_rope
+from .sizes import check_counts
 
 LEGACY_ROPE = ("rope_theta", "rope_scaling")  # today in `rope_parameters`
 PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what several sources become
@@ -78,24 +74,3 @@ class Source:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
-
-
-def all_sources() -> dict[str, Source]:
-    """Every source by its `model_type`."""
-    modules = [
-        importlib.import_module(found.name) for found in pkgutil.iter_modules(sources.__path__, sources.__name__ + ".")
-    ]
-    return {module.SOURCE.model_type: module.SOURCE for module in modules}
-
-
-def find_source(config: dict) -> Source:
-    """The source that a config belongs to.
-
-    Raises:
-        ValueError: its `model_type` is not known.
-    """
-    known = all_sources()
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in known:
-        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {shown(model_type)}.")
-    return known[model_type]

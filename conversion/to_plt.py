@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from configuration_plt import PLTConfig
-from conversion_plt.plan import Plan, expected_shapes, make_config
-from conversion_plt.sizes import check_shapes
+
+from .plan import Plan, expected_shapes, make_config
+from .sizes import check_shapes
 
 EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
 LOOPED_GATE = 0.1  # later loops of a looped source are used to keys of their own

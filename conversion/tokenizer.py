@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from conversion_plt.belongings import home
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import named, shown
-from conversion_plt.sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
-from conversion_plt.vocabulary import check_vocabulary
+from .belongings import home
+from .checkpoint import read_json
+from .messages import named, shown
+from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto

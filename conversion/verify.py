@@ -10,13 +10,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import Checkpoint
-from conversion_plt.expected import Expected
-from conversion_plt.messages import named
-from conversion_plt.plan import Plan, expected_shapes
-from conversion_plt.sizes import check_shapes
-from conversion_plt.stream import streamed_model
 from modeling_plt import PLTForCausalLM
+
+from .checkpoint import Checkpoint
+from .expected import Expected
+from .messages import named
+from .plan import Plan, expected_shapes
+from .sizes import check_shapes
+from .stream import streamed_model
 
 TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-5
 PART = 1 << 20  # values looked at together

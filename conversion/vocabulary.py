@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import named, shown
+from .checkpoint import read_json
+from .messages import named, shown
 
 SPARE = 1000  # ids that may be free besides as many as there are tokens: added tokens take some
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conversion_plt.checkpoint import StoredTensor, read_header, shard_name, write_index
+from .checkpoint import StoredTensor, read_header, shard_name, write_index
 
 CHUNK = 1 << 18  # bytes read at once: as fast as a plain copy; from 1 MB on, new memory makes it four times slower
 

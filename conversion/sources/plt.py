@@ -7,9 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from configuration_plt import PLTConfig
-from conversion_plt.fields import Fields, activation
-from conversion_plt.rope import check_rope
-from conversion_plt.source import Source
+
+from ..fields import Fields, activation
+from ..rope import check_rope
+from ..source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import conversion_plt.hub
 import modeling_plt
 from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import open_checkpoint
-from conversion_plt.source import all_sources
+from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
 from modeling_plt.modeling_plt import PLTModel

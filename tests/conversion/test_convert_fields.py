@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from configuration_plt import PLTConfig
 from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.source import all_sources
+from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 
 HUGE = 10**30
