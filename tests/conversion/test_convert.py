@@ -14,6 +14,7 @@ import torch
 import transformers
 from clean_process import run_in_clean_process
 from converting import DATA, PLAIN, PUBLISHED, copy_source, plain_model, plt_convert, refused
+from huggingface_hub import metadata_load
 from reference import ReferencePLT
 from safetensors.torch import load_file, save_file
 
@@ -198,6 +199,34 @@ def test_what_belongs_to_a_model_travels_with_it(tmp_path):
         assert part in card, part
     code = Path(modeling_plt.__file__).parent.glob("*_plt.py")
     assert {path.name for path in target.glob("*.py")} == {path.name for path in code}
+
+
+@pytest.mark.parametrize(
+    "front_matter, named",
+    [
+        ("license: apache-2.0\ntags: [x]", {"license": "apache-2.0"}),
+        ('license: other\nlicense_name: "a: b"', {"license": "other", "license_name": "a: b"}),
+        ("license_link: >-\n  https://a.b/\n  c", {"license_link": "https://a.b/ c"}),
+        ("tags: [x]", {}),
+        ("", {}),
+    ],
+)
+def test_a_card_names_the_license_of_the_source(tmp_path, front_matter, named):
+    source = copy_source("ouro", tmp_path / "source")
+    (source / "README.md").write_text(f"---\n{front_matter}\n---\n# Ouro\n")
+    plt_convert(source, tmp_path / "target")
+    expected = {"library_name": "transformers", "tags": ["plt", "looped-transformer", "parallel-loop-transformer"]}
+    assert metadata_load(tmp_path / "target" / "README.md") == expected | named
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: [\n---\n", b"---\n- mit\n---\n", b"---\nlicense: \xff\n---\n"])
+def test_a_card_that_cannot_be_read_is_told_about(tmp_path, card):
+    source = copy_source("ouro", tmp_path / "source")
+    (source / "README.md").write_bytes(card)
+    plt_convert(source, tmp_path / "target")
+    written = tmp_path / "target" / "README.md"
+    assert "The license is not named here, as the source's README.md cannot be read: " in written.read_text()
+    assert "license" not in metadata_load(written)
 
 
 def test_a_tied_head_that_is_stored_twice_is_dropped_or_refused(tmp_path, capsys):
