@@ -33,9 +33,12 @@ from .attention_plt import PLTAttention, PLTGate
 from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
+from .gate_names_plt import read_both_gate_names
 from .masks_plt import DENSE, make_masks
 from .prefill_plt import needed_positions, tail
 from .static_cache_plt import PLTStaticCache
+
+read_both_gate_names(PLTConfig.model_type)
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 

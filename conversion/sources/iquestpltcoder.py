@@ -4,6 +4,7 @@
 from typing import Any
 
 from configuration_plt.published_plt import PublishedFields, PublishedPLTConfig
+from modeling_plt.gate_names_plt import OURS, PUBLISHED
 
 from ..fields import Fields, bias_fields, llama_fields
 from ..source import Source
@@ -26,5 +27,5 @@ SOURCE = Source(
     title="LoopCoder-V2",
     becomes="the PLT that it is; weight files are copied byte for byte",
     read_fields=read_fields,
-    renames=((r"\.self_attn\.loop_gate_proj\.", ".self_attn.plt_gate."),),
+    renames=((PUBLISHED, OURS),),
 )

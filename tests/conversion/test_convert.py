@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
-from clean_process import run_in_clean_process
-from converting import DATA, PLAIN, PUBLISHED, copy_source, plain_model, plt_convert, refused
+from converting import DATA, PLAIN, PUBLISHED, copy_source, logits_in_clean_process, plain_model, plt_convert, refused
 from huggingface_hub import metadata_load
 from reference import ReferencePLT
 from safetensors.torch import load_file, save_file
@@ -21,36 +19,11 @@ from safetensors.torch import load_file, save_file
 import conversion_plt.convert
 import conversion_plt.hub
 import modeling_plt
-from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import open_checkpoint
 from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
 from modeling_plt.modeling_plt import PLTModel
-
-LOAD_IN_CLEAN_PROCESS = """
-import sys
-sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = sys.modules["conversion_plt"] = None
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-
-torch.set_num_threads(1)
-for folder in sys.argv[1:]:
-    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    assert not any(report.values()), report
-    input_ids = load_file(folder + "/inputs.safetensors")["input_ids"]
-    with torch.no_grad():
-        save_file({"logits": model.eval()(input_ids).logits.float()}, folder + "/outputs.safetensors")
-"""
-
-
-def logits_in_clean_process(folder, input_ids):
-    """Logits of the models in `folder/<name>` for `input_ids[name]`, from one process without the package."""
-    for name, ids in input_ids.items():
-        save_file({"input_ids": ids}, folder / name / "inputs.safetensors")
-    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, *(folder / name for name in input_ids), cwd=folder)
-    return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
 
 
 def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):
@@ -69,16 +42,6 @@ def test_published_plt_weights_are_copied_byte_for_byte(tmp_path, name):
     plt_convert(DATA / name, tmp_path / "target")
     source, target = DATA / name / "model.safetensors", tmp_path / "target" / "model.safetensors"
     assert target.read_bytes() == source.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["loopcoder_v2", "loopcoder_v2_query_gate"])
-def test_published_plt_weights_load_as_they_lie(name):
-    model = transformers.AutoModelForCausalLM.from_pretrained(DATA / name).eval()
-    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
-    expected = load_file(DATA / name / "expected.safetensors")
-    with torch.no_grad():
-        logits = model(expected["input_ids"]).logits
-    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-4)
 
 
 def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
