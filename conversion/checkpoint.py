@@ -29,6 +29,10 @@ class StoredTensor:
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
     def load(self) -> Tensor:
         """The tensor, mapped from the file: its memory is given back when it goes."""
         with safe_open(self.file, framework="pt") as opened:

@@ -105,7 +105,7 @@ def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
     """Write weights, config, code, tokenizer and what else the source brings; returns what is to say about them."""
     start, size = time.perf_counter(), plan.checkpoint.nbytes
     with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
-        write_weights(plan.kept, plan.added, target, bar.update)
+        write_weights(plan, target, bar.update)
     print(f"Wrote {bytes_of(size)} of weights in {time.perf_counter() - start:.1f} seconds.")
     with torch.device("meta"):
         custom_object_save(PLTForCausalLM(plan.config), target, config=plan.config)

@@ -25,7 +25,8 @@ def inspect(source: str, revision: str | None) -> str:
         plan = make_plan(open_checkpoint(folder), found, None, set())
         fields = plan.config.to_diff_dict()
         size = bytes_of(plan.checkpoint.nbytes)
-        lines.append(f"tensors: {len(plan.kept)} kept, {len(plan.dropped)} dropped, {size}")
+        counts = f"{len(plan.kept)} kept, {plan.num_derived} computed, {len(plan.dropped)} dropped"
+        lines.append(f"tensors: {counts}, {size}")
     else:
         fields = make_config(found.config_fields(config, set())).to_diff_dict()
         lines.append("tensors: not looked at")

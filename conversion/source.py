@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.core_model_loading import WeightConverter
 
 from .fields import Fields
 from .known import HARMLESS
@@ -29,6 +30,7 @@ class Source:
     becomes: str  # what the exact re-expression is, for tables
     read_fields: Callable[[Fields], dict[str, Any]]  # its config -> fields of `PLTConfig`
     renames: tuple[tuple[str, str], ...] = ()  # regular expressions for its tensor names; others stay
+    converters: tuple[WeightConverter, ...] = ()  # for tensors to be computed, by their names after the renames
     dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT has no use for
     notes: tuple[str, ...] = ()  # sentences for the model card
     reference_class: str | None = None  # transformers' own class, where there is one

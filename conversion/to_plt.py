@@ -45,9 +45,9 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
     fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
     mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
     config = make_config(config.to_dict() | mechanisms | fields)
-    kept, expected = {name: tensor.shape for name, tensor in exact.kept.items()}, expected_shapes(config)
-    new = {name: shape for name, shape in expected.items() if name not in kept}
-    check_shapes(kept | new, expected)
+    present, expected = exact.shapes(), expected_shapes(config)
+    new = {name: shape for name, shape in expected.items() if name not in present}
+    check_shapes(present | new, expected)
     added = {name: start_value(name, shape, chosen).to(config.dtype) for name, shape in new.items()}
     return replace(exact, config=config, added=added)
 
