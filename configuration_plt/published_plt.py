@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published spelling of a PLT's config, LoopCoder-V2's, read as a `PLTConfig`."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
@@ -43,7 +43,7 @@ class PublishedFields:
 
 
 OWN = tuple(field.name for field in dataclass_fields(PublishedFields))
-# fields of the same name without a default at the publisher's: one of `PLTConfig` would be a guess
+# fields that have no default in the publisher's format: taking one from `PLTConfig` would be a guess
 REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -53,7 +53,7 @@ REQUIRED = (
     "max_position_embeddings",
     "rms_norm_eps",
     "tie_word_embeddings",
-    *OWN[:4],
+    *(field.name for field in dataclass_fields(PublishedFields) if field.default is MISSING),
 )
 NO_TOKENS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # absent means none
 ROPE = ("rope_theta", "rope_scaling")  # the base class makes `rope_parameters` of them
@@ -66,7 +66,7 @@ class PublishedPLTConfig(PLTConfig):
     model_type = "iquestpltcoder"
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PLTConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PLTConfig:  # type: ignore[override]
         """Translate a published `config.json`.
 
         Raises:
