@@ -13,7 +13,6 @@ from transformers.dynamic_module_utils import custom_object_save
 from modeling_plt import PLTForCausalLM
 
 from .belongings import copy_belongings
-from .beside import written_beside
 from .card import write_card
 from .checkpoint import Checkpoint, open_checkpoint
 from .expected import read_expected
@@ -25,6 +24,7 @@ from .pickled import has_only_pickles, unpickle
 from .place import check_apart, check_place, leftovers
 from .plan import Plan, make_plan, refuse_untied_head
 from .sources import find_source
+from .staging import staged
 from .to_plt import PLTStart, switch_on
 from .tokenizer import write_tokenizer
 from .verify import verify_files, verify_logits
@@ -63,7 +63,7 @@ def convert(request: Request) -> list[str]:
     check_apart(request.target, folder, [file for file in (request.expected, request.text) if file is not None])
     for left in leftovers(request.target):
         print(f"{left} is of another run, which was killed or is not over; it stays as it is.")
-    with written_beside(request.target, request.overwrite) as target:
+    with staged(request.target, request.overwrite) as target:
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
         refuse_untied_head(exact)

@@ -14,7 +14,7 @@ from .place import check_place
 
 
 @contextmanager
-def written_beside(target: Path, overwrite: bool) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder that takes the target's place when the block ends well.
 
     What was there before is deleted last; it is put back if anything interrupts the exchange. However the block ends,
