@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One conversion from start to end: plan, write beside the target, check, rename."""
+"""One conversion from start to end: plan, write next to the target, verify, move into place."""
 
 import shutil
 import time
@@ -33,14 +33,14 @@ from .write import write_weights
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert and how, as the command line says it."""
+    """What to convert, and how."""
 
     source: str  # folder or hub id
     target: Path
     command: str  # for the card
     revision: str | None = None
-    num_loops: int | None = None  # of a plain source as a vanilla loop
-    start: PLTStart | None = None  # to switch the mechanisms on
+    num_loops: int | None = None  # runs a plain source as a vanilla loop
+    start: PLTStart | None = None  # switches the mechanisms on
     text: Path | None = None
     expected: Path | None = None
     ignored: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ def convert(request: Request) -> list[str]:
     folder = find_folder(request.source, request.revision, weights)
     check_apart(request.target, folder, [file for file in (request.expected, request.text) if file is not None])
     for left in leftovers(request.target):
-        print(f"{left} is of another run, which was killed or is not over; it stays as it is.")
+        print(f"{left} belongs to another run, which was killed or is still going; it was left alone.")
     with staged(request.target, request.overwrite) as target:
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
@@ -83,7 +83,7 @@ def convert(request: Request) -> list[str]:
 
 
 def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
-    """The checkpoint in a folder; pickle weights are first written to `pickled` as safetensors, if that is allowed."""
+    """The checkpoint in a folder; pickle weights, if allowed, are first written to `pickled` as safetensors."""
     if not has_only_pickles(folder):
         return open_checkpoint(folder)
     if not allow_pickle:
@@ -102,7 +102,7 @@ def check_space(folder: Path, wanted: int) -> None:
 
 
 def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
-    """Write weights, config, code, tokenizer and what else the source brings; returns what is to say about them."""
+    """Write weights, config, code, tokenizer and the small files; returns sentences about the last two."""
     start, size = time.perf_counter(), plan.checkpoint.nbytes
     with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
         write_weights(plan, target, bar.update)

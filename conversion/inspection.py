@@ -12,7 +12,7 @@ from .sources import find_source
 
 
 def inspect(source: str, revision: str | None) -> str:
-    """What a source is, and the config that it would get; tensors are checked too where their headers are at hand.
+    """What a source is, and the config that it would get; tensors are checked too if the weights are local.
 
     Raises:
         ValueError: it cannot be converted; the message says why.
@@ -29,7 +29,7 @@ def inspect(source: str, revision: str | None) -> str:
         lines.append(f"tensors: {counts}, {size}")
     else:
         fields = make_config(found.config_fields(config, set())).to_diff_dict()
-        lines.append("tensors: not looked at")
+        lines.append("tensors: not checked")
     lines += [f"note: {note}" for note in found.notes]
     hidden = {"auto_map", "architectures", "model_type", "transformers_version"}
     lines += [f"  {name} = {value!r}" for name, value in sorted(fields.items()) if name not in hidden]

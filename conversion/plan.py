@@ -55,10 +55,10 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str]) -> Plan:
-    """The exact re-expression of a checkpoint.
+    """The plan that expresses a checkpoint exactly.
 
     Args:
-        num_loops: run a plain source as a vanilla loop of its whole stack; None keeps the loops of the source.
+        num_loops: of the vanilla loop that a plain source becomes; None keeps the loops of the source.
         ignored: fields of its config to leave out.
 
     Raises:
@@ -79,7 +79,7 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
 
 
 def refuse_untied_head(plan: Plan) -> None:
-    """Check that a head which is dropped, because the config ties it, equals the embeddings; this reads both.
+    """Check that a head that is dropped because the config ties it equals the embeddings; this reads both.
 
     Raises:
         ValueError: it differs.
@@ -104,7 +104,7 @@ def make_config(fields: dict[str, Any]) -> PLTConfig:
 
 
 def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most of a checkpoint's bytes."""
+    """The dtype that most of a checkpoint's bytes have."""
     nbytes = Counter()
     for tensor in checkpoint.tensors.values():
         nbytes[tensor.dtype] += tensor.nbytes

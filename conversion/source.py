@@ -23,15 +23,15 @@ PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what seve
 
 @dataclass(frozen=True)
 class Source:
-    """One `model_type` that can be converted; each lives in its own file of `sources`, as `SOURCE`."""
+    """One `model_type` that can be converted; each is `SOURCE` in its own file of `sources`."""
 
     model_type: str
     title: str  # the publisher's name for it, for tables
-    becomes: str  # what the exact re-expression is, for tables
+    becomes: str  # what it is as a PLT, for tables
     read_fields: Callable[[Fields], dict[str, Any]]  # its config -> fields of `PLTConfig`
     renames: tuple[tuple[str, str], ...] = ()  # regular expressions for its tensor names; others stay
     converters: tuple[WeightConverter, ...] = ()  # for tensors to be computed, by their names after the renames
-    dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT has no use for
+    dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT does not need
     notes: tuple[str, ...] = ()  # sentences for the model card
     reference_class: str | None = None  # transformers' own class, where there is one
 
@@ -42,7 +42,7 @@ class Source:
             ValueError: a field is missing, or set to what is not supported, or not known and not in `ignored`.
         """
         if self.reference_class is not None:
-            # transformers writes only what differs from its defaults; what it leaves out is still to be looked at
+            # transformers writes only what differs from its defaults; the rest must be checked too
             complete = self.reference_config(config)[1]
             config = {name: value for name, value in config.items() if name not in LEGACY_ROPE} | complete
         fields = Fields(config)

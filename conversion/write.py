@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the weights: kept bytes go from file to file, so that a tensor is never held or rounded."""
+"""Writing the weights: the bytes of kept tensors go from file to file, never held in memory or rounded."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from .checkpoint import DTYPES, StoredTensor, read_header, shard_name, write_ind
 from .derived import Derivation
 from .plan import Plan
 
-CHUNK = 1 << 18  # bytes read at once: as fast as a plain copy; from 1 MB on, new memory makes it four times slower
+CHUNK = 1 << 18  # bytes read at once: as fast as a plain copy; from 1 MB on, allocations make it four times slower
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -20,7 +20,7 @@ def write_weights(plan: Plan, folder: Path, advance: Callable[[int], object]) ->
     """Write a safetensors file for every file of the source, one for new tensors, and an index if there are several.
 
     Args:
-        advance: is told how many bytes were written.
+        advance: called with the number of bytes after each write.
     """
     files = dict.fromkeys([tensor.file for tensor in plan.kept.values()] + [made.file for made in plan.derived])
     count = len(files) + bool(plan.added)

@@ -321,7 +321,7 @@ def test_a_layer_that_is_missing_in_the_middle_is_refused(capsys, changed):
         (["--to-plt", "--hidden-scale", 1e40], "`--hidden-scale` must be a number of torch.float32, got 1e+40"),
         (["--to-plt", "--embedding-scale", "nan"], "`--embedding-scale` must be a number of torch.float32, got nan"),
         (["--to-plt", "--no-learned-scales", "--embedding-scale", "inf"], "got inf"),
-        (["--to-plt", "--gate-start", "nan"], "`--gate-start` must lie between 0 and 1"),
+        (["--to-plt", "--gate-start", "nan"], "`--gate-start` must be between 0 and 1"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

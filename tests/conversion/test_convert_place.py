@@ -199,7 +199,7 @@ def test_an_old_target_that_cannot_be_put_back_is_left_and_named(tmp_path, monke
         replace(source, target)
 
     monkeypatch.setattr(conversion_plt.staging.os, "replace", taken)
-    with pytest.raises(OSError, match=r"could not be put back, it lies in .*/old"):  # noqa: SIM117, the order matters
+    with pytest.raises(OSError, match=r"could not be put back, it is now .*/old"):  # noqa: SIM117, the order matters
         with staged(tmp_path / "target", overwrite=True):
             pass
     assert (tmp_path / "target" / "thesis.txt").read_text() == "years of work"
@@ -251,7 +251,7 @@ def test_what_a_killed_run_left_is_named_and_kept(tmp_path, capsys):
     write_documents(other)
     plt_convert(SOURCE, tmp_path / "target")
     output = capsys.readouterr().out
-    assert f"{left} is of another run" in output and str(other) not in output
+    assert f"{left} belongs to another run" in output and str(other) not in output
     assert (left / "old" / "thesis.txt").is_file()
 
 
