@@ -4,7 +4,7 @@
 import ast
 from typing import Any
 
-from configuration_plt.configuration_plt import PLTConfig
+from .configuration_plt import PLTConfig
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

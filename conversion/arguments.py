@@ -5,9 +5,9 @@ import argparse
 import shlex
 from pathlib import Path
 
-from conversion_plt.convert import Request
-from conversion_plt.source import all_sources
-from conversion_plt.to_plt import PLTStart
+from .convert import Request
+from .sources import all_sources
+from .to_plt import PLTStart
 
 USAGE = """\
 plt-convert SOURCE TARGET [--to-plt ...]

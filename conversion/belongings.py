@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels with a model unchanged: small files of the source folder."""
+"""Small files that travel with a model unchanged: generation settings and licenses."""
 
 import shutil
 from pathlib import Path
 
-from conversion_plt.generation import FILE
-from conversion_plt.messages import bytes_of
+from .generation import FILE
+from .messages import bytes_of
 
 LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 LARGEST_LICENSE = 10_000_000  # bytes
 
 
 def copy_belongings(source: Path, target: Path) -> list[str]:
-    """Copy generation settings and licenses; returns sentences about what was left out."""
+    """Copy the files; returns sentences about licenses that were left out."""
     if (source / FILE).is_file():
         shutil.copyfile(source / FILE, target / FILE)
     sentences = []
@@ -25,16 +25,16 @@ def copy_belongings(source: Path, target: Path) -> list[str]:
 
 
 def why_not_copied(path: Path, source: Path) -> str | None:
-    """What is wrong with a file for text that is passed on unread, if anything is."""
+    """Why a license is not copied, if there is a reason: the file is passed on unread."""
     if not path.is_file():
         return "not a file"
     if not path.resolve().is_relative_to(home(source)):
-        return f"a link to {path.resolve()}, out of the source"
+        return f"a link out of the source, to {path.resolve()}"
     size = path.stat().st_size
     return f"of {bytes_of(size)}, more than {bytes_of(LARGEST_LICENSE)}" if size > LARGEST_LICENSE else None
 
 
 def home(source: Path) -> Path:
-    """Where the files of a source lie: in it, or, in the hub's cache, beside it as blobs that it links to."""
+    """The folder that holds a source's files: its own, or in the hub's cache one above, with the blobs it links to."""
     source = source.resolve()
     return source.parent.parent if source.parent.name == "snapshots" else source

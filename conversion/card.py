@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card of a converted folder: what it was made from, by which command, and what was measured."""
 
-import re
 from pathlib import Path
+from typing import Any
 
-from conversion_plt.plan import Plan
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
-LICENSE_LINES = re.compile(r"^(?:license|license_name|license_link):.*$", flags=re.MULTILINE)
+from .messages import one_line
+from .plan import Plan
+
+TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]
+LICENSE = ("license", "license_name", "license_link")
 HUB = "https://huggingface.co"
 
-CARD = """\
----
-library_name: transformers
-tags: [plt, looped-transformer, parallel-loop-transformer]
-{header}---
-
+TEXT = """\
 # {title}, as a Parallel Loop Transformer
 
 Made from {source} (`{model_type}`) by
@@ -28,7 +27,7 @@ Made from {source} (`{model_type}`) by
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "."  # or where this folder lies
+folder = "."  # or the path of this folder
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
@@ -41,34 +40,39 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, command: str, checks: list[str]) -> None:
     """Write `README.md`; the license is named as the source's card names it."""
-    config = plan.config
-    if config.num_loops == 1:
-        what = "A plain decoder: one loop."
-    else:
-        state = "the previous token's" if config.loop_shift else "its own token's"
-        what = (
-            f"{config.num_loops} loops over {config.num_hidden_layers} layers; a later loop reads {state} state and "
-            f'attends to `"{config.loop_attention}"`.'
-        )
     is_local = Path(source).is_dir()
-    header = "".join(f"{line}\n" for line in license_lines(source_folder / "README.md"))
-    if not is_local:
-        header += f"base_model: {source}\n"
-    text = CARD.format(
-        header=header,
+    license_fields, unread = license_of(source_folder / "README.md")
+    base = None if is_local else source
+    data = ModelCardData(library_name="transformers", tags=TAGS, base_model=base, **license_fields)
+    text = TEXT.format(
         title=plan.source.title,
         source=f"the folder `{source_folder.resolve().name}`" if is_local else f"[{source}]({HUB}/{source})",
         model_type=plan.source.model_type,
         command=command,
-        what="\n\n".join([what, *plan.source.notes]),
-        checks="\n".join(f"- {check}" for check in checks),
+        what="\n\n".join([describe(plan), *plan.source.notes]),
+        checks="\n".join(f"- {check}" for check in checks + unread),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")
 
 
-def license_lines(card: Path) -> list[str]:
-    """The lines of a card's front matter that name its license."""
+def describe(plan: Plan) -> str:
+    """One sentence about the loops of a PLT."""
+    config = plan.config
+    if config.num_loops == 1:
+        return "A plain decoder: one loop."
+    state = "the previous token's" if config.loop_shift else "its own token's"
+    return (
+        f"{config.num_loops} loops over {config.num_hidden_layers} layers; a later loop reads {state} state and "
+        f'attends to `"{config.loop_attention}"`.'
+    )
+
+
+def license_of(card: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a card's front matter says about the license, and a sentence if it cannot be read."""
     if not card.is_file():
-        return []
-    front_matter = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
-    return LICENSE_LINES.findall(front_matter[1]) if front_matter else []
+        return {}, []
+    try:
+        data = metadata_load(card) or {}
+    except Exception as error:  # a damaged card is no reason to throw the weights away
+        return {}, [f"The license is not named here, as the source's README.md cannot be read: {one_line(error)}"]
+    return {name: data[name] for name in LICENSE if name in data}, []

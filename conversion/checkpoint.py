@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of safetensors files: which tensors it holds, and where their bytes lie."""
+"""A folder of safetensors files: the tensors in it, and the position of their bytes."""
 
 import json
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from conversion_plt.messages import named, shown, some
+from .messages import named, shown, some
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DEPTH = 100  # of lists and objects in each other; Python copies and prints them to some hundreds
+DEPTH = 100  # levels of nested lists and objects; Python copies and prints a few hundred
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,12 @@ class StoredTensor:
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
     def load(self) -> Tensor:
-        """The tensor, mapped from the file: its memory is given back when it goes."""
+        """The tensor, mapped from the file: its memory is freed with it."""
         with safe_open(self.file, framework="pt") as opened:
             return opened.get_tensor(self.name)
 
@@ -64,7 +68,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_depth(content)
     except RecursionError as error:
-        raise ValueError(f"{path} must have at most {DEPTH} lists and objects in each other, got more.") from error
+        raise ValueError(f"{path} must nest lists and objects at most {DEPTH} levels deep, got more.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -73,7 +77,7 @@ def read_json(path: Path) -> dict:
 
 
 def check_depth(content: object) -> None:
-    """RecursionError if there are more than `DEPTH` lists and objects in each other."""
+    """RecursionError if lists and objects are nested more than `DEPTH` levels deep."""
     level = [content]
     for _ in range(DEPTH + 1):
         lists = [item if isinstance(item, list) else item.values() for item in level if isinstance(item, list | dict)]
@@ -112,10 +116,10 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
 
 
 def weight_files(folder: Path, single_file: str, index_file: str) -> dict[Path, set[str] | None]:
-    """Each weight file of a folder, and the tensors that an index says it holds.
+    """The weight files of a folder, and the tensors that the index lists for each; None without an index.
 
     Raises:
-        ValueError: there is neither the single file nor the index, or the index is not one.
+        ValueError: there is neither the single file nor the index, or the index names no files.
     """
     if (folder / single_file).is_file():
         return {folder / single_file: None}
@@ -131,7 +135,7 @@ def weight_files(folder: Path, single_file: str, index_file: str) -> dict[Path, 
 
 
 def file_inside(folder: Path, name: str, index_file: str) -> Path:
-    """The file of that name; a name from an index must not lead out of the folder."""
+    """The path of a file that an index names; it must not lead out of the folder."""
     is_plain = isinstance(name, str) and PurePosixPath(name).name == name == PureWindowsPath(name).name
     if not is_plain or name in ("", ".."):
         raise ValueError(f"{index_file} must name files in its own folder, got {shown(name)}.")
@@ -141,12 +145,12 @@ def file_inside(folder: Path, name: str, index_file: str) -> Path:
 
 
 def shard_name(number: int, count: int) -> str:
-    """The name of the safetensors file of that number, from 1 on."""
+    """The name of one of `count` safetensors files, numbered from 1."""
     return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> None:
-    """Write tensor name -> file name, and the bytes of all tensors, where there is more than the single file."""
+    """Write the file name of every tensor and the bytes of all, unless there is only the single file."""
     if set(weight_map.values()) == {SINGLE_FILE}:
         return
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
@@ -154,7 +158,7 @@ def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> No
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
-    """The tensors of one safetensors file, in the order of their bytes; the library checks that they fit the file."""
+    """The tensors of one safetensors file, in file order; the library checks that they fit the file."""
     try:
         with safe_open(file, framework="pt") as opened:
             opened.keys()

@@ -4,15 +4,15 @@
 import signal
 import sys
 
-from conversion_plt.messages import one_line
+from .messages import one_line
 
 
 def run(arguments: list[str]) -> None:
     """Do what a command line says."""
     # torch and transformers take seconds to import: an interruption then is one like any other
-    from conversion_plt.arguments import inspect_parser, read_request
-    from conversion_plt.convert import convert
-    from conversion_plt.inspection import inspect
+    from .arguments import inspect_parser, read_request
+    from .convert import convert
+    from .inspection import inspect
 
     if arguments[:1] == ["inspect"]:
         args = inspect_parser().parse_args(arguments[1:])

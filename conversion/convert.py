@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One conversion from start to end: plan, write beside the target, check, rename."""
+"""One conversion from start to end: plan, write next to the target, verify, move into place."""
 
 import shutil
 import time
@@ -10,36 +10,37 @@ import torch
 from tqdm.auto import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
-from conversion_plt.belongings import copy_belongings
-from conversion_plt.beside import written_beside
-from conversion_plt.card import write_card
-from conversion_plt.checkpoint import Checkpoint, open_checkpoint
-from conversion_plt.expected import read_expected
-from conversion_plt.generation import check_generation
-from conversion_plt.hub import find_folder
-from conversion_plt.measure import measure, read_text
-from conversion_plt.messages import bytes_of
-from conversion_plt.pickled import has_only_pickles, unpickle
-from conversion_plt.place import check_apart, check_place, leftovers
-from conversion_plt.plan import Plan, make_plan, refuse_untied_head
-from conversion_plt.source import find_source
-from conversion_plt.to_plt import PLTStart, switch_on
-from conversion_plt.tokenizer import write_tokenizer
-from conversion_plt.verify import verify_files, verify_logits
-from conversion_plt.write import write_weights
 from modeling_plt import PLTForCausalLM
+
+from .belongings import copy_belongings
+from .card import write_card
+from .checkpoint import Checkpoint, open_checkpoint
+from .expected import read_expected
+from .generation import check_generation
+from .hub import find_folder
+from .measure import measure, read_text
+from .messages import bytes_of
+from .pickled import has_only_pickles, unpickle
+from .place import check_apart, check_place, leftovers
+from .plan import Plan, make_plan, refuse_untied_head
+from .sources import find_source
+from .staging import staged
+from .to_plt import PLTStart, switch_on
+from .tokenizer import write_tokenizer
+from .verify import verify_files, verify_logits
+from .write import write_weights
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert and how, as the command line says it."""
+    """What to convert, and how."""
 
     source: str  # folder or hub id
     target: Path
     command: str  # for the card
     revision: str | None = None
-    num_loops: int | None = None  # of a plain source as a vanilla loop
-    start: PLTStart | None = None  # to switch the mechanisms on
+    num_loops: int | None = None  # runs a plain source as a vanilla loop
+    start: PLTStart | None = None  # switches the mechanisms on
     text: Path | None = None
     expected: Path | None = None
     ignored: frozenset[str] = frozenset()
@@ -61,8 +62,8 @@ def convert(request: Request) -> list[str]:
     folder = find_folder(request.source, request.revision, weights)
     check_apart(request.target, folder, [file for file in (request.expected, request.text) if file is not None])
     for left in leftovers(request.target):
-        print(f"{left} is of another run, which was killed or is not over; it stays as it is.")
-    with written_beside(request.target, request.overwrite) as target:
+        print(f"{left} belongs to another run, which was killed or is still going; it was left alone.")
+    with staged(request.target, request.overwrite) as target:
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
         refuse_untied_head(exact)
@@ -82,7 +83,7 @@ def convert(request: Request) -> list[str]:
 
 
 def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
-    """The checkpoint in a folder; pickle weights are first written to `pickled` as safetensors, if that is allowed."""
+    """The checkpoint in a folder; pickle weights, if allowed, are first written to `pickled` as safetensors."""
     if not has_only_pickles(folder):
         return open_checkpoint(folder)
     if not allow_pickle:
@@ -101,10 +102,10 @@ def check_space(folder: Path, wanted: int) -> None:
 
 
 def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
-    """Write weights, config, code, tokenizer and what else the source brings; returns what is to say about them."""
+    """Write weights, config, code, tokenizer and the small files; returns sentences about the last two."""
     start, size = time.perf_counter(), plan.checkpoint.nbytes
     with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
-        write_weights(plan.kept, plan.added, target, bar.update)
+        write_weights(plan, target, bar.update)
     print(f"Wrote {bytes_of(size)} of weights in {time.perf_counter() - start:.1f} seconds.")
     with torch.device("meta"):
         custom_object_save(PLTForCausalLM(plan.config), target, config=plan.config)

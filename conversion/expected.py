@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of `--expected`: token ids, and the logits that the publisher's code gave for them."""
+"""The file for `--expected`: token ids, and the logits that the publisher's code computed for them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conversion_plt.messages import shown, some
+from .messages import shown, some
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Token ids `[B, T]`, and float32 logits `[B, T, V]` for them."""
+    """Token ids `[B, T]` and their float32 logits `[B, T, V]`."""
 
     file: Path
     input_ids: Tensor
@@ -22,10 +22,10 @@ class Expected:
 
 
 def read_expected(file: Path, vocab_size: int) -> Expected:
-    """Read the file, and check what it holds.
+    """Read and check the file.
 
     Raises:
-        ValueError: the file is not safetensors, or the two are missing, of other shapes, or out of range.
+        ValueError: it is not a safetensors file, or ids or logits are missing, misshapen or out of range.
     """
     if not file.is_file():
         raise ValueError(f"`--expected` must be a safetensors file, got {file}.")
@@ -42,7 +42,7 @@ def read_expected(file: Path, vocab_size: int) -> Expected:
         raise ValueError(f"`input_ids` in {file} must be integers [rows, tokens], got {got}.")
     if not 0 <= input_ids.min() <= input_ids.max() < vocab_size:
         raise ValueError(
-            f"`input_ids` in {file} must lie between 0 and {vocab_size - 1}, got {input_ids.min()} to "
+            f"`input_ids` in {file} must be between 0 and {vocab_size - 1}, got {input_ids.min()} to "
             f"{input_ids.max()}."
         )
     if not logits.is_floating_point() or logits.shape != (*input_ids.shape, vocab_size):

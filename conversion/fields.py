@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a source's config: every field that is set is either understood or refused by name."""
+"""Reading a source's config: a field that is set is either understood or refused by name."""
 
 from typing import Any
 
 from transformers.activations import ACT2FN
 
-from conversion_plt.kinds import KINDS, Kind, equals, is_kind
-from conversion_plt.known import DEFAULTS, HARMLESS
-from conversion_plt.messages import named, shown
-from conversion_plt.rope import check_rope
+from .kinds import KINDS, Kind, equals, is_kind
+from .known import DEFAULTS, HARMLESS
+from .messages import named, shown
+from .rope import check_rope
 
 REQUIRED = object()
 
 
 class Fields:
-    """The fields of a source's `config.json`; `refuse_rest` is called when all that is understood has been taken."""
+    """The fields of a source's `config.json`: take those that are understood, then call `refuse_rest`."""
 
     def __init__(self, config: dict):
         self.config = config
         self.left = {name: value for name, value in config.items() if name not in HARMLESS}
 
     def take(self, name: str, kind: Kind, default: Any = REQUIRED) -> Any:
-        """The value of a field; null is accepted where that is the default.
+        """The value of a field; null is accepted if it is the default.
 
         Raises:
-            ValueError: it is not of that kind, or is absent and the publisher's code has no default for it.
+            ValueError: it is of another kind, or is absent and has no default.
         """
         if name not in self.config and default is REQUIRED:
             raise ValueError(f"The config of a `{self.config.get('model_type')}` must have the field `{name}`.")
@@ -35,7 +35,7 @@ class Fields:
         return value
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Accept a field only with one of these values, or absent.
+        """Accept a field only if it is absent or has one of these values.
 
         Raises:
             ValueError: it has another value.
@@ -46,10 +46,10 @@ class Fields:
             raise ValueError(f"Field `{name}` of the source is not supported unless {supported}, got {shown(value)}.")
 
     def refuse_rest(self, ignored: set[str]) -> None:
-        """Refuse fields that are set and were not taken; unset is None, False, 0, empty or transformers' default.
+        """Refuse fields that are set but were not taken; None, False, 0, empty and transformers' default are unset.
 
         Raises:
-            ValueError: there is one that is not in `ignored`.
+            ValueError: there is such a field, and it is not in `ignored`.
         """
         unknown = {
             name: value
@@ -61,7 +61,7 @@ class Fields:
             rest = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
             raise ValueError(
                 f"The source sets fields that are not supported: {', '.join(listed[:5])}{rest}. "
-                "`--ignore FIELD` leaves out one that you know to change nothing."
+                "`--ignore FIELD` leaves out a field that you know to be irrelevant."
             )
 
 
@@ -99,19 +99,19 @@ def activation(fields: Fields) -> str:
 
 
 def bias_fields(fields: Fields) -> dict[str, Any]:
-    """The biases of attention and MLP under Llama's names, absent in many configs."""
+    """The biases of attention and MLP under Llama's names; many configs leave them out."""
     return {name: fields.take(name, bool, False) for name in ("attention_bias", "mlp_bias")}
 
 
 def refuse_sliding_window(fields: Fields) -> None:
-    """Require the window of a Qwen-like config to be off; its reach then means nothing."""
+    """Require the window of a Qwen-like config to be off, which makes its length meaningless."""
     fields.require("use_sliding_window", False)
     for name in ("sliding_window", "max_window_layers"):
         fields.take(name, int, None)
 
 
 def rope_parameters(fields: Fields) -> dict[str, Any]:
-    """Rotary settings in today's form, from that or from `rope_theta` and `rope_scaling`."""
+    """Rotary settings in today's form, made from it or from `rope_theta` and `rope_scaling`."""
     parameters = fields.take("rope_parameters", dict, None)
     if parameters is None:
         parameters = dict(fields.take("rope_scaling", dict, None) or {})

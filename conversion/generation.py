@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source's `generation_config.json`, which goes to the target byte for byte."""
+"""The source's `generation_config.json`, which is copied byte for byte if transformers accepts it."""
 
 from pathlib import Path
 
 from transformers import GenerationConfig
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.messages import shown
+from .checkpoint import read_json
+from .kinds import KINDS, is_kind
+from .messages import shown
 
 FILE = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_generation(folder: Path) -> None:
-    """Check that transformers loads the generation settings of a folder, if it has some.
+    """Check that transformers loads the generation settings of a folder, if there are any.
 
     Raises:
-        ValueError: they are no JSON object, or transformers refuses them.
+        ValueError: the file is not a JSON object, or transformers refuses the settings.
     """
     if not (folder / FILE).is_file():
         return
     settings = read_json(folder / FILE)
-    for name in TOKENS:  # transformers looks at them when it generates
+    for name in TOKENS:  # transformers checks them only when it generates
         kind, value = int | list[int], settings.get(name)
         if value is not None and not is_kind(value, kind):
             raise ValueError(f"`{name}` in {FILE} must be {KINDS[kind]}, got {shown(value)}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that wait for what must not be interrupted."""
+"""Holding signals back while something runs that must not be interrupted."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class HeldSignals:
-    """A block in which SIGINT and SIGTERM do nothing while `waiting` is true; those that came follow at its end."""
+    """A block in which SIGINT and SIGTERM wait while `waiting` is true, and are delivered at its end."""
 
     def __init__(self) -> None:
         self.waiting = True

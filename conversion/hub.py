@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a source lies: a local folder, or a repository on the hub of which only data files are fetched."""
+"""Finding a source: a local folder, or a repository on the hub, from which only data files are downloaded."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ CODE = ["*.py"]
 
 
 def find_folder(source: str, revision: str | None, weights: list[str]) -> Path:
-    """The folder of a source, downloaded if it is a hub id.
+    """The folder of a source, downloaded first if it is a hub id.
 
     Args:
         source: a folder, or `owner/name` on the hub.
@@ -30,7 +30,7 @@ def find_folder(source: str, revision: str | None, weights: list[str]) -> Path:
         weights: patterns of the weight files that are wanted.
 
     Raises:
-        ValueError: it is neither, or a revision of a folder is asked for.
+        ValueError: it is neither, or it is a folder and a revision is given.
     """
     if Path(source).is_dir():
         if revision is not None:

@@ -3,16 +3,16 @@
 
 from pathlib import Path
 
-from conversion_plt.checkpoint import open_checkpoint, read_json
-from conversion_plt.hub import find_folder
-from conversion_plt.messages import bytes_of
-from conversion_plt.pickled import has_only_pickles
-from conversion_plt.plan import make_config, make_plan
-from conversion_plt.source import find_source
+from .checkpoint import open_checkpoint, read_json
+from .hub import find_folder
+from .messages import bytes_of
+from .pickled import has_only_pickles
+from .plan import make_config, make_plan
+from .sources import find_source
 
 
 def inspect(source: str, revision: str | None) -> str:
-    """What a source is, and the config that it would get; tensors are checked too where their headers are at hand.
+    """What a source is, and the config that it would get; tensors are checked too if the weights are local.
 
     Raises:
         ValueError: it cannot be converted; the message says why.
@@ -25,10 +25,11 @@ def inspect(source: str, revision: str | None) -> str:
         plan = make_plan(open_checkpoint(folder), found, None, set())
         fields = plan.config.to_diff_dict()
         size = bytes_of(plan.checkpoint.nbytes)
-        lines.append(f"tensors: {len(plan.kept)} kept, {len(plan.dropped)} dropped, {size}")
+        counts = f"{len(plan.kept)} kept, {plan.num_derived} computed, {len(plan.dropped)} dropped"
+        lines.append(f"tensors: {counts}, {size}")
     else:
         fields = make_config(found.config_fields(config, set())).to_diff_dict()
-        lines.append("tensors: not looked at")
+        lines.append("tensors: not checked")
     lines += [f"note: {note}" for note in found.notes]
     hidden = {"auto_map", "architectures", "model_type", "transformers_version"}
     lines += [f"  {name} = {value!r}" for name, value in sorted(fields.items()) if name not in hidden]

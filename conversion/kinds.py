@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of value a field of a JSON file must have, written as in annotations."""
+"""Kinds of values in a JSON file, written as type annotations."""
 
 import math
 from types import GenericAlias, UnionType
@@ -20,7 +20,7 @@ Kind = type | GenericAlias | UnionType
 
 
 def is_kind(value: Any, kind: Kind) -> bool:
-    """Whether a value is of one of the `KINDS`: true is not a number, an integer is one."""
+    """Whether a value is of one of the `KINDS`: true is not a number, and an integer is also a float."""
     if isinstance(kind, UnionType):
         return any(is_kind(value, choice) for choice in kind.__args__)
     if isinstance(kind, GenericAlias):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields that transformers writes into every config, and that do not change what a checkpoint computes."""
+"""Fields that transformers writes into configs and that do not change what a checkpoint computes."""
 
 HARMLESS = {
     "_attn_implementation",
@@ -37,7 +37,7 @@ HARMLESS = {
     "use_return_dict",
 }
 
-# what counts as unset beside None, False, 0 and empty: up to version 4 every config could hold these
+# these values count as unset, as do None, False, 0 and empty: transformers 4 could write them into any config
 DEFAULTS = {
     "assistant_confidence_threshold": 0.4,
     "assistant_lookbehind": 10,

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from conversion_plt.checkpoint import Checkpoint
-from conversion_plt.plan import Plan
-from conversion_plt.verify import plt_logits
+from .checkpoint import Checkpoint
+from .plan import Plan
+from .verify import plt_logits
 
 NUM_ROWS, LENGTH = 2, 256  # of the tokens that are measured
 
@@ -38,7 +38,7 @@ class Distance:
 
 
 def read_text(file: Path | None) -> tuple[str, str]:
-    """What to call a text, and the text; None takes the source of a module of Python's standard library.
+    """The name of a text, and the text; without a file, the source of a module of Python's standard library.
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -56,12 +56,12 @@ def measure(exact: Plan, plan: Plan, written: Checkpoint, name: str, text: str) 
 
     Args:
         exact: the exact re-expression of the source.
-        plan: the PLT that was made of it.
+        plan: the PLT that was made from it.
         written: the folder with the weights of both, and the tokenizer.
-        name: what to call the text.
+        name: of the text.
 
     Raises:
-        ValueError: the text is shorter than two tokens or has unknown ones, or the PLT's logits are not finite.
+        ValueError: the text has fewer than two tokens or unknown ones, or the PLT's logits are not finite.
     """
     if has_tokenizer(written.folder):
         rows = token_rows(written.folder, text, plan.config.vocab_size)
@@ -86,7 +86,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def token_rows(folder: Path, text: str, vocab_size: int) -> Tensor:
-    """The text's first tokens `[rows, at most 256]`, at most two rows."""
+    """The first tokens of the text: at most two rows of at most 256."""
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0, : NUM_ROWS * LENGTH]
     if len(ids) < 2:
         raise ValueError(f"The text to measure on must have at least 2 tokens, got {len(ids)}.")

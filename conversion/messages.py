@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How names, values and sizes of a source are written in a message, whatever they hold."""
+"""Names, values and sizes in messages: short and printable, whatever a source holds."""
 
 import reprlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = LONGEST
 
 
 def shown(value: object) -> str:
-    """The `repr` of a value; what is in the middle of a long one is left out."""
+    """The `repr` of a value; a long one is shortened."""
     text = SHORT.repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
@@ -37,7 +37,7 @@ def one_line(error: BaseException) -> str:
 
 
 def bytes_of(count: int) -> str:
-    """A number of bytes in the unit that leaves digits in front of the point."""
+    """A number of bytes in the largest unit of which there is at least one."""
     size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickle weights, on request: read without running what a pickle may hold, and written as safetensors."""
+"""Pickle weights, on request: read without running code from the pickle, and written as safetensors."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from conversion_plt.checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
-from conversion_plt.messages import bytes_of, named, shown
+from .checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
+from .messages import bytes_of, named, shown
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -48,7 +48,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch runs what the bytes say, and raises whatever that leads to
+    except Exception as error:  # torch interprets the bytes, and raises whatever that leads to
         raise ValueError(f"{file} is corrupt, or holds more than tensors: {error}") from error
     if not isinstance(tensors, dict) or not tensors:
         raise ValueError(f"{file} must hold a dictionary of tensors, got {shown(tensors)}.")
@@ -60,7 +60,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{named(name)} in {file.name} must be a dense tensor of a float type, got {kind}.")
         if tensor.nbytes > file.stat().st_size:
             raise ValueError(
-                f"{named(name)} in {file.name} must lie in the file, got {bytes_of(tensor.nbytes)} in a file of "
+                f"{named(name)} in {file.name} must be stored in full, got {bytes_of(tensor.nbytes)} in a file of "
                 f"{bytes_of(file.stat().st_size)}."
             )
     return tensors

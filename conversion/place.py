@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a folder may be written: nothing is deleted that is not a model, or that is being read."""
+"""Where a folder may be written: only a model is ever replaced, and nothing that is being read."""
 
 import os
 import re
 from pathlib import Path
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import some
+from .checkpoint import read_json
+from .messages import some
 
 
 def check_place(target: Path, overwrite: bool) -> None:
-    """Check that nothing is at `target`, or, if it is to be overwritten, a PLT or an empty folder.
+    """Check that nothing is at `target`; with `overwrite`, a PLT or an empty folder may be.
 
     Raises:
         FileExistsError: something else is there.
@@ -29,7 +29,7 @@ def check_place(target: Path, overwrite: bool) -> None:
 
 
 def holds_plt(folder: Path) -> bool:
-    """Whether there is a `config.json` that says so."""
+    """Whether its `config.json` is that of a PLT."""
     try:
         return read_json(folder / "config.json").get("model_type") == "plt"
     except ValueError:
@@ -37,14 +37,14 @@ def holds_plt(folder: Path) -> bool:
 
 
 def check_apart(target: Path, source: Path, files: list[Path]) -> None:
-    """Check that what is read does not go with an old target, and that a new one does not come into the source.
+    """Check that replacing the target deletes nothing that is read, and that it is not inside the source.
 
     Args:
         source: a folder; its files may be links.
-        files: what else is read.
+        files: further files that are read.
 
     Raises:
-        ValueError: the target is or holds what is read, or lies in the source.
+        ValueError: the target is or holds something that is read, or is inside the source.
     """
     for path in (source, *source.iterdir(), *files):
         if is_within(path, target):
@@ -54,9 +54,9 @@ def check_apart(target: Path, source: Path, files: list[Path]) -> None:
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or lies in it, wherever links lead."""
+    """Whether a path is a folder or something in it, after following links."""
     path, folder = path.resolve(), folder.resolve()
-    # a folder can be mounted at two places, or be spelled in two ways
+    # a folder can be mounted in two places, or spelled in two ways
     return any(parent == folder or is_same(parent, folder) for parent in (path, *path.parents))
 
 
@@ -65,7 +65,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """Folders beside a target in which runs write to it; only a run that was killed leaves one."""
+    """Temporary folders next to a target; a run that is still going has one, and one that was killed leaves one."""
     target = target.resolve()
     names = os.listdir(target.parent) if target.parent.is_dir() else []
     pattern = rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a conversion: the config, and which tensor of the source becomes which of the PLT."""
+"""The plan of a conversion: the config, and where each tensor of the PLT comes from."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,36 +11,54 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import DTYPES, Checkpoint, StoredTensor
-from conversion_plt.fields import VANILLA_LOOP
-from conversion_plt.messages import named
-from conversion_plt.rope import check_rotary
-from conversion_plt.sizes import check_counts, check_shapes, check_sizes
-from conversion_plt.source import Source
 from modeling_plt import PLTForCausalLM
+
+from .checkpoint import DTYPES, Checkpoint, StoredTensor
+from .derived import Derivation, find_derivations
+from .fields import VANILLA_LOOP
+from .messages import named, some
+from .rope import check_rotary
+from .sizes import check_counts, check_shapes, check_sizes
+from .source import Source
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written: a config, tensors of the source under new names, and new tensors."""
+    """What will be written: a config, and tensors of the source that are kept, computed from it, or new."""
 
     source: Source
     checkpoint: Checkpoint
     config: PLTConfig
-    kept: dict[str, StoredTensor]
+    kept: dict[str, StoredTensor]  # by their names in the PLT; copied byte for byte
+    derived: list[Derivation]
     dropped: list[str]
     added: dict[str, Tensor] = field(default_factory=dict)
 
-    def load(self, name: str) -> Tensor:
-        """A tensor of the PLT, from the source or new."""
-        return self.added[name] if name in self.added else self.kept[name].load()
+    @property
+    def num_derived(self) -> int:
+        return sum(len(derivation.outline) for derivation in self.derived)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors that come from the source."""
+        shapes = {name: tensor.shape for name, tensor in self.kept.items()}
+        for derivation in self.derived:
+            shapes |= {name: tuple(tensor.shape) for name, tensor in derivation.outline.items()}
+        return shapes
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the PLT; no more than those of one derivation are in memory."""
+        for name, stored in self.kept.items():
+            yield name, stored.load()
+        for derivation in self.derived:
+            yield from derivation.compute().items()
+        yield from self.added.items()
 
 
 def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str]) -> Plan:
-    """The exact re-expression of a checkpoint.
+    """The plan that expresses a checkpoint exactly.
 
     Args:
-        num_loops: run a plain source as a vanilla loop of its whole stack; None keeps the loops of the source.
+        num_loops: of the vanilla loop that a plain source becomes; None keeps the loops of the source.
         ignored: fields of its config to leave out.
 
     Raises:
@@ -52,16 +71,15 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
             raise ValueError(f"`--loops` without `--to-plt` is for plain sources, {source.title} has {loops} loops.")
         fields |= VANILLA_LOOP | {"num_loops": num_loops}
     config = make_config(fields | {"dtype": main_dtype(checkpoint), "architectures": ["PLTForCausalLM"]})
-    kept, dropped = rename_tensors(checkpoint, source, config)
-    shapes = {name: tensor.shape for name, tensor in kept.items()}
-    check_sizes(shapes, config)
+    plan = assign_tensors(checkpoint, source, config)
+    check_sizes(plan.shapes(), config)
     check_rotary(config)
-    check_shapes(shapes, expected_shapes(config))
-    return Plan(source, checkpoint, config, kept, dropped)
+    check_shapes(plan.shapes(), expected_shapes(config))
+    return plan
 
 
 def refuse_untied_head(plan: Plan) -> None:
-    """Check that a head which is dropped, because the config ties it, equals the embeddings; this reads both.
+    """Check that a head that is dropped because the config ties it equals the embeddings; this reads both.
 
     Raises:
         ValueError: it differs.
@@ -86,30 +104,44 @@ def make_config(fields: dict[str, Any]) -> PLTConfig:
 
 
 def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most of a checkpoint's bytes."""
+    """The dtype that most of a checkpoint's bytes have."""
     nbytes = Counter()
     for tensor in checkpoint.tensors.values():
-        nbytes[tensor.dtype] += tensor.stop - tensor.start
+        nbytes[tensor.dtype] += tensor.nbytes
     return DTYPES[nbytes.most_common(1)[0][0]]
 
 
-def rename_tensors(
-    checkpoint: Checkpoint, source: Source, config: PLTConfig
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The source's tensors under the names of the PLT, and those that are dropped."""
-    kept: dict[str, StoredTensor] = {}
+def assign_tensors(checkpoint: Checkpoint, source: Source, config: PLTConfig) -> Plan:
+    """Decide for every tensor of a source whether it is kept, read by a converter or dropped.
+
+    Raises:
+        ValueError: two become one, or a converter cannot compute what it should.
+    """
+    kept, dropped = rename_tensors(checkpoint, source)
+    derived = find_derivations(kept, source.converters, config)
+    read = {tensor.name for derivation in derived for _, tensor in derivation.stored}
+    kept = {name: tensor for name, tensor in kept.items() if tensor.name not in read}
+    if config.tie_word_embeddings and "lm_head.weight" in kept and "model.embed_tokens.weight" in kept:
+        dropped.append(kept.pop("lm_head.weight").name)
+    origins = Counter([*kept, *(name for derivation in derived for name in derivation.outline)])
+    if twice := [name for name, count in origins.items() if count > 1]:
+        raise ValueError(f"More than one tensor of the source becomes {some(twice)}.")
+    return Plan(source, checkpoint, config, kept, derived, dropped)
+
+
+def rename_tensors(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The source's tensors under their new names, and those that are dropped."""
+    renamed: dict[str, StoredTensor] = {}
     dropped = []
     for name, tensor in checkpoint.tensors.items():
         new_name = source.rename(name)
-        if new_name in kept:
-            raise ValueError(f"{named(name)} and {named(kept[new_name].name)} both become {named(new_name)}.")
         if new_name is None:
             dropped.append(name)
+        elif new_name in renamed:
+            raise ValueError(f"{named(name)} and {named(renamed[new_name].name)} both become {named(new_name)}.")
         else:
-            kept[new_name] = tensor
-    if config.tie_word_embeddings and "lm_head.weight" in kept and "model.embed_tokens.weight" in kept:
-        dropped.append(kept.pop("lm_head.weight").name)
-    return kept, dropped
+            renamed[new_name] = tensor
+    return renamed, dropped
 
 
 def expected_shapes(config: PLTConfig) -> dict[str, tuple[int, ...]]:

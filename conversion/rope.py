@@ -6,8 +6,9 @@ from typing import Any
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from configuration_plt import PLTConfig
-from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.messages import shown, some
+
+from .kinds import KINDS, is_kind
+from .messages import shown, some
 
 REQUIRED = {  # by rope type
     "default": (),
@@ -36,11 +37,11 @@ FIELDS = (
     | dict.fromkeys(("short_factor", "long_factor"), list[float])
     | dict.fromkeys(("truncate", "finetuned"), bool)
 )
-CAN_BE_ZERO = ("mscale", "mscale_all_dim")  # as absent
+CAN_BE_ZERO = ("mscale", "mscale_all_dim")  # which counts as absent
 
 
 def check_rope(parameters: dict[str, Any]) -> None:
-    """Check that settings name a known type, have what it needs and nothing else, and are numbers where they must be.
+    """Check that settings name a known type, have the fields it needs and no others, and hold the right kinds.
 
     Raises:
         ValueError: they do not.
@@ -76,7 +77,7 @@ def check_rotary(config: PLTConfig) -> None:
     """Compute the rotary frequencies once.
 
     Raises:
-        ValueError: the settings give none, or other ones than the heads need.
+        ValueError: the settings give no frequencies, or not as many as the heads need.
     """
     wanted = config.head_dim // 2
     for name in ("short_factor", "long_factor"):

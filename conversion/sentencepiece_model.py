@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sentencepiece model as a tokenizer of the `tokenizers` library, with the same ids."""
+"""A sentencepiece model as a tokenizer of the `tokenizers` library, with the same ids.
+
+transformers builds one too, but with other ids: its `LlamaTokenizer` for every model in the tests; `TokenizersBackend`
+for every model in 5.19, and in 5.24 for unigram models with byte pieces and for `legacy: false`.
+"""
 
 import re
 from pathlib import Path
@@ -8,12 +12,12 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.tokenization_utils_base import generate_merges
 
-from conversion_plt.messages import shown
+from .messages import shown
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-# sentencepiece_model.proto: kinds of models and of pieces
+# kinds of models and of pieces in sentencepiece_model.proto
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"
@@ -23,7 +27,7 @@ def find_sentencepiece(source: Path) -> "tuple[str, ModelProto] | None":
     """Name and content of the unigram or BPE model in a folder, if there is one.
 
     Raises:
-        ValueError: a file is neither a sentencepiece model nor a vocabulary of tiktoken, which shares the suffix.
+        ValueError: a file is neither a sentencepiece model nor a vocabulary of tiktoken, which has the same suffix.
         ImportError: the extra `convert` is not installed.
     """
     paths = [path for path in source.glob("*.model") if path.is_file()]
@@ -54,7 +58,7 @@ def find_sentencepiece(source: Path) -> "tuple[str, ModelProto] | None":
 
 
 def check_proto(path: Path, proto: "ModelProto") -> None:
-    """ValueError if a piece is not text, or the characters' map is not one that the tokenizers library reads."""
+    """ValueError if a piece is not text, or the tokenizers library cannot read the map of characters."""
     ends = [getattr(proto.trainer_spec, f"{end}_piece") for end in ("bos", "eos", "unk", "pad")]
     broken = [name for name in (*ends, *(piece.piece for piece in proto.pieces)) if not isinstance(name, str)]
     if broken:
@@ -67,12 +71,12 @@ def check_proto(path: Path, proto: "ModelProto") -> None:
 
 
 def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) -> Tokenizer:
-    """Assemble what sentencepiece does with a text.
+    """Build the tokenizer, step by step as sentencepiece treats a text.
 
     Args:
         proto: the model.
-        names: added tokens by id; they replace the names of pieces, and are left for the caller to add.
-        once: a space goes in front of the text, and not of every text between added tokens.
+        names: added tokens by id; they replace the names of pieces, and the caller adds them.
+        once: whether a space is put before the whole text only, and not before every text between added tokens.
     """
     spec = proto.normalizer_spec
     pieces = [(names.get(index, piece.piece), piece) for index, piece in enumerate(proto.pieces)]
@@ -81,7 +85,7 @@ def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) 
     controls = [name for name, piece in pieces if piece.type == CONTROL and name not in added]
     symbols = [name for name, piece in pieces if piece.type == USER_DEFINED and name not in added]
     if proto.trainer_spec.model_type == UNIGRAM:
-        symbols = []  # their scores are enough
+        symbols = []  # their scores suffice
     tokenizer.add_tokens([AddedToken(name, special=True) for name in controls])
     tokenizer.add_tokens([AddedToken(name, normalized=True) for name in symbols])
     steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -92,12 +96,12 @@ def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) 
     if spec.add_dummy_prefix:
         ends = [decoders.Strip(content=" ", left=1)]
         if once:
-            # Metaspace spares a text that begins with its character; by now none does with a blank
+            # Metaspace skips a text that begins with its character; at this point none begins with a blank
             blank = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
             space = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence([blank, space])
         else:
-            # symbols are normalized before they are looked for, and then must not begin with a space
+            # symbols are normalized before they are matched, and must not get a space then
             alone = "|".join(re.escape(symbol) for symbol in symbols)
             steps.append(normalizers.Replace(Regex(rf"\A(?!({alone})\z)"), SPACE))
     tokenizer.normalizer = normalizers.Sequence(steps)
@@ -107,23 +111,23 @@ def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) 
 
 
 def sentencepiece_model(proto: "ModelProto", pieces: list) -> models.BPE | models.Unigram:
-    """The model over (name, piece) pairs; no text becomes a piece that sentencepiece does not look for."""
+    """The model over (name, piece) pairs; no text becomes a piece that sentencepiece would not make of it."""
     spec = proto.trainer_spec
     if spec.model_type == UNIGRAM:
-        # symbols score as in sentencepiece; `<0x0A>` in a text is six characters and not a byte
+        # symbols score as in sentencepiece; `<0x0A>` in a text is six characters, not a byte
         scores = {USER_DEFINED: -0.1, UNKNOWN: -1e4, CONTROL: -1e4, BYTE: -1e4}
         vocab = [(name, scores.get(piece.type, piece.score)) for name, piece in pieces]
         return models.Unigram(vocab, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
     vocab = {name: index for index, (name, _) in enumerate(pieces)}
     unmerged = {name for name, piece in pieces if piece.type not in (NORMAL, UNUSED)}
-    # the highest score is merged first; transformers goes by id, which differs if the pieces were reordered
+    # the highest score is merged first, not the lowest id: pieces may have been reordered
     merges = generate_merges(vocab, {name: piece.score for name, piece in pieces}, unmerged)
     unknown = pieces[spec.unk_id][0]
     return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback)
 
 
 def check_sentencepiece(tokenizer: Tokenizer, proto: "ModelProto", texts: tuple[str, ...]) -> None:
-    """Compare ids with the sentencepiece library; ValueError, with the text, if they differ."""
+    """Compare ids with the sentencepiece library; ValueError, which shows the text, if they differ."""
     from sentencepiece import SentencePieceProcessor
 
     library = SentencePieceProcessor(model_proto=proto.SerializeToString())

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes that a config names, compared with the tensors before anything of these sizes is made."""
+"""The sizes in a config, compared with the tensors before anything of these sizes is allocated."""
 
 import re
 from collections.abc import Mapping
 
 from configuration_plt import PLTConfig
-from conversion_plt.messages import named, shown, some
 
-# published models run 2 to 4 loops, research a few dozen; a digit too many in either would run for hours
+from .messages import named, shown, some
+
+# published models have 2 to 4 loops, research up to a few dozen; one digit too many would run for hours
 MOST = {"num_loops": 1000, "num_hidden_layers": 10_000}
 LAYER = "model.layers.0."
 
@@ -15,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_counts(fields: Mapping[str, object]) -> None:
-    """ValueError if a config has more loops or layers than can be meant; both become lists as long."""
+    """ValueError if a config has more loops or layers than anyone could mean: both become lists of that length."""
     for name, most in MOST.items():
         value = fields.get(name)
         if type(value) in (int, float) and value > most:
@@ -31,7 +32,7 @@ def check_sizes(shapes: Shapes, config: PLTConfig) -> None:
     layers = {found[1] for found in (re.match(r"model\.layers\.(\d+)\.", name) for name in shapes) if found}
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"`num_hidden_layers` must be {len(layers)}, as the weights name so many layers, got "
+            f"`num_hidden_layers` must be {len(layers)}, the number of layers in the weights, got "
             f"{config.num_hidden_layers}."
         )
     by_size = {

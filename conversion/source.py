@@ -2,8 +2,6 @@
 """What a source format is: how its config and its tensor names become those of a PLT."""
 
 import copy
-import importlib
-import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +10,12 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.core_model_loading import WeightConverter
 
-from conversion_plt import sources
-from conversion_plt.fields import Fields
-from conversion_plt.known import HARMLESS
-from conversion_plt.messages import shown
-from conversion_plt.rope import check_rope
-from conversion_plt.sizes import check_counts
+from .fields import Fields
+from .known import HARMLESS
+from .rope import check_rope
+from .sizes import check_counts
 
 LEGACY_ROPE = ("rope_theta", "rope_scaling")  # today in `rope_parameters`
 PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what several sources become
@@ -26,14 +23,15 @@ PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what seve
 
 @dataclass(frozen=True)
 class Source:
-    """One `model_type` that can be converted; each lives in its own file of `sources`, as `SOURCE`."""
+    """One `model_type` that can be converted; each is `SOURCE` in its own file of `sources`."""
 
     model_type: str
     title: str  # the publisher's name for it, for tables
-    becomes: str  # what the exact re-expression is, for tables
+    becomes: str  # what it is as a PLT, for tables
     read_fields: Callable[[Fields], dict[str, Any]]  # its config -> fields of `PLTConfig`
     renames: tuple[tuple[str, str], ...] = ()  # regular expressions for its tensor names; others stay
-    dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT has no use for
+    converters: tuple[WeightConverter, ...] = ()  # for tensors to be computed, by their names after the renames
+    dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT does not need
     notes: tuple[str, ...] = ()  # sentences for the model card
     reference_class: str | None = None  # transformers' own class, where there is one
 
@@ -44,7 +42,7 @@ class Source:
             ValueError: a field is missing, or set to what is not supported, or not known and not in `ignored`.
         """
         if self.reference_class is not None:
-            # transformers writes only what differs from its defaults; what it leaves out is still to be looked at
+            # transformers writes only what differs from its defaults; the rest must be checked too
             complete = self.reference_config(config)[1]
             config = {name: value for name, value in config.items() if name not in LEGACY_ROPE} | complete
         fields = Fields(config)
@@ -78,24 +76,3 @@ class Source:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
-
-
-def all_sources() -> dict[str, Source]:
-    """Every source by its `model_type`."""
-    modules = [
-        importlib.import_module(found.name) for found in pkgutil.iter_modules(sources.__path__, sources.__name__ + ".")
-    ]
-    return {module.SOURCE.model_type: module.SOURCE for module in modules}
-
-
-def find_source(config: dict) -> Source:
-    """The source that a config belongs to.
-
-    Raises:
-        ValueError: its `model_type` is not known.
-    """
-    known = all_sources()
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in known:
-        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {shown(model_type)}.")
-    return known[model_type]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a model whose weights stay on disk: each layer holds its own only while it runs."""
+"""Running a model whose weights stay on disk: a layer holds its weights only while it runs."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 def streamed_model(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, load: Callable[[str], Tensor]
 ) -> PreTrainedModel:
-    """A Llama-like causal language model that loads one layer at a time, in float32, whenever the layer runs.
+    """A Llama-like causal language model that loads each layer, in float32, whenever that layer runs.
 
     Args:
-        load: gives the tensor of a parameter's name.
+        load: returns the tensor for a parameter's name.
     """
     with torch.device("meta"):
         model = model_class(config).eval()
@@ -31,7 +31,7 @@ def streamed_model(
 
 
 def load_while_running(unit: nn.Module, prefix: str, load: Callable[[str], Tensor]) -> None:
-    """Fill the parameters of a module before it runs, and empty them behind it."""
+    """Fill the parameters of a module before it runs, and empty them afterwards."""
     empty = dict(unit.named_parameters())
 
     def fill(*_) -> None:

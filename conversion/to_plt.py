@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switching the PLT mechanisms on: shift, shared KV and gated window, with a start for what is new."""
+"""Switching the PLT mechanisms on: shift, shared KV and gated window, with start values for what is new."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 from configuration_plt import PLTConfig
-from conversion_plt.plan import Plan, expected_shapes, make_config
-from conversion_plt.sizes import check_shapes
 
-EXACT_GATE = 0.999999  # leaves the window 1e-6 of the attention: within 1e-4 on logits, and still with a gradient
-LOOPED_GATE = 0.1  # later loops of a looped source are used to keys of their own
+from .plan import Plan, expected_shapes, make_config
+from .sizes import check_shapes
+
+EXACT_GATE = (
+    0.999999  # leaves the window a weight of 1e-6: too small to change logits by 1e-4, large enough for a gradient
+)
+LOOPED_GATE = 0.1  # later loops of a looped source were trained on their own keys
 
 
 @dataclass(frozen=True)
 class PLTStart:
-    """Where a PLT starts; what is None takes a default that depends on the source."""
+    """Start values of a PLT; None takes a default that depends on the source."""
 
     num_loops: int | None = None
     sliding_window: int | None = None
@@ -28,31 +31,31 @@ class PLTStart:
 
 
 def switch_on(exact: Plan, start: PLTStart) -> Plan:
-    """The PLT that starts from the weights of an exact re-expression.
+    """The plan of a PLT that starts from the weights of a source.
 
     Raises:
-        ValueError: it is a PLT already, its gates are trained and `start.gate` is set, or a value is out of range.
+        ValueError: the source is a PLT already, its gates are trained and `start.gate` is set, or a value is refused.
     """
     config = exact.config
     if config.num_loops > 1 and config.loop_shift:
         raise ValueError(f"`--to-plt` is for models that are not a PLT yet; this {exact.source.title} is one.")
     if config.has_gate and start.gate is not None:
-        raise ValueError(f"`--gate-start` is for new gates; this {exact.source.title} brings trained ones.")
+        raise ValueError(f"`--gate-start` is for new gates; this {exact.source.title} has trained ones.")
     chosen = default_start(exact)
     chosen = replace(chosen, **{name: value for name, value in vars(start).items() if value is not None})
     check_start(chosen, config)
     fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
     mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
     config = make_config(config.to_dict() | mechanisms | fields)
-    kept, expected = {name: tensor.shape for name, tensor in exact.kept.items()}, expected_shapes(config)
-    new = {name: shape for name, shape in expected.items() if name not in kept}
-    check_shapes(kept | new, expected)
+    present, expected = exact.shapes(), expected_shapes(config)
+    new = {name: shape for name, shape in expected.items() if name not in present}
+    check_shapes(present | new, expected)
     added = {name: start_value(name, shape, chosen).to(config.dtype) for name, shape in new.items()}
     return replace(exact, config=config, added=added)
 
 
 def check_start(start: PLTStart, config: PLTConfig) -> None:
-    """ValueError if a value of a start is out of the range that its source leaves."""
+    """ValueError if a start value is out of the range that the source allows."""
     positions = max(config.max_position_embeddings, config.sliding_window)
     if start.sliding_window > positions:
         raise ValueError(f"`--window` must be at most the source's {positions} positions, got {start.sliding_window}.")
@@ -61,15 +64,15 @@ def check_start(start: PLTStart, config: PLTConfig) -> None:
         if not abs(scale) <= largest:
             raise ValueError(f"`{option}` must be a number of {config.dtype}, got {scale}.")
     if not 0 < start.gate < 1:
-        raise ValueError(f"`--gate-start` must lie between 0 and 1, both excluded, got {start.gate}.")
+        raise ValueError(f"`--gate-start` must be between 0 and 1, both excluded, got {start.gate}.")
 
 
 def default_start(exact: Plan) -> PLTStart:
-    """Scales are parameters, so that training moves them from wherever they start.
+    """The defaults for a source; the scales are parameters, so that training can move them.
 
-    - A plain source starts with its own logits: later loops read the embedding alone, and the gate leaves the window
-      next to nothing.
-    - A loop that hands on its own token's state has no use for another token's: it starts from the embedding too.
+    - A plain source keeps its logits: later loops read the embedding alone, and the gate leaves the window almost no
+      weight.
+    - A loop that read its own token's state was not trained on another token's: it starts from the embedding too.
     - A loop that mixes embedding and state keeps its scales.
     """
     config = exact.config
@@ -80,7 +83,7 @@ def default_start(exact: Plan) -> PLTStart:
 
 
 def start_value(name: str, shape: tuple[int, ...], start: PLTStart) -> Tensor:
-    """What a new tensor starts at: the same gate for every head and token, and the scales."""
+    """The start of a new tensor: the same gate for every head and token, or a scale."""
     leaf = name.removeprefix("model.").split("plt_gate.")[-1]
     value = {
         "weight": 0.0,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers: copied where transformers loads them by itself, rebuilt where they need the publisher's Python.
+"""Tokenizers: copied if transformers can load them, rebuilt if they need the publisher's Python.
 
 That Python is neither run nor copied. A `tokenizer.json` decides the ids, as it did in transformers 4: many classes of
-transformers 5 take the vocabulary from it and split text in a way of their own.
+transformers 5 take only the vocabulary from it and split text in their own way.
 """
 
 import json
@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from conversion_plt.belongings import home
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import named, shown
-from conversion_plt.sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
-from conversion_plt.vocabulary import check_vocabulary
+from .belongings import home
+from .checkpoint import read_json
+from .messages import named, shown
+from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -31,10 +31,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.mo
 FLAGS = ("single_word", "lstrip", "rstrip", "special")  # of an added token
 FOREIGN = ("tokenization*.py", "*.tiktoken", "tekken.json")
 
-TEXTS = (  # what tokenizers must split alike to count as the same; the first one also goes there and back
+TEXTS = (  # tokenizers that encode all of these alike count as the same; the first is also decoded again
     "def fib(n):\n    if n < 2:\n        return n\n\n\treturn fib(n - 1) + fib(n - 2)  # naïve, ≈1.618ⁿ steps 🐌\n",
     "The Fibonacci sequence begins with 0, 1, 1, 2, 3, 5, 8, 13 and passes 1000000 at 1346269.",
-    " one space before,  two   three    four, one behind ",
+    " one space before,  two   three    four, one after ",
     "x[0x1F]+=3.14e-7;y='<0x0A>'\r\n\n\nHTTPServer.snake_case, don't, it's, ALL CAPS",
     "Straße, Ελληνικά, русский, العربية, हिन्दी, ภาษาไทย, 日本語, 한국어",
     "🙂👩\u200d👩\u200d👧🇨🇭 ﬁ½²™ Å A\u030a ｗｉｄｅ\u3000… “quotes” — ▁ ▁▁x\u200b\u00a0y",
@@ -43,11 +43,11 @@ TEXTS = (  # what tokenizers must split alike to count as the same; the first on
 
 
 def write_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy or rebuild the tokenizer of `source` so that it loads from `target` alone; says what was done and assumed.
+    """Copy or rebuild the tokenizer so that it loads from `target` alone; returns what was done and assumed.
 
     Raises:
         ValueError: a file is corrupt, or what was rebuilt gives other ids than the sentencepiece library.
-        ImportError: a sentencepiece model is to be rebuilt without the extra `convert`.
+        ImportError: a sentencepiece model must be rebuilt and the extra `convert` is not installed.
     """
     settings = read_settings(source / "tokenizer_config.json")
     own_class = named_class(settings)
@@ -72,7 +72,7 @@ def write_tokenizer(source: Path, target: Path) -> list[str]:
         notes = rebuild_byte_level(source, target, settings)
     else:
         write_template(settings, target)
-        return [say_what_to_bring(source, settings)]
+        return [say_what_is_needed(source, settings)]
     return [f"Tokenizer: {done}; {prove(target)}", *notes]
 
 
@@ -85,7 +85,7 @@ def write_settings(settings: dict, path: Path) -> None:
 
 
 def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    """Copy files byte for byte; ValueError if one is no file of the source, or is named JSON and is not."""
+    """Copy files byte for byte; ValueError if one is not a file of the source, or is a `.json` without JSON."""
     for path in (path for pattern in patterns for path in source.glob(pattern)):
         if path.suffix == ".json":
             read_json(path)
@@ -97,14 +97,14 @@ def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def write_template(settings: dict, target: Path) -> None:
-    """Put a chat template where every tokenizer looks for it; it is text until somebody renders it."""
+    """Put a chat template where every tokenizer looks for it; it is copied as text and not rendered."""
     template, path = settings.get("chat_template"), target / "chat_template.jinja"
     if isinstance(template, str) and not path.exists():
         path.write_text(template, encoding="utf-8")
 
 
 def named_class(settings: dict) -> type[TokenizersBackend] | None:
-    """The class of transformers that `tokenizer_config.json` names; None if it names the publisher's or none."""
+    """The class of transformers that `tokenizer_config.json` names, if it does not name the publisher's or none."""
     name = settings.get("tokenizer_class") or ""
     if not isinstance(name, str):
         raise ValueError(f"`tokenizer_class` in tokenizer_config.json must be text, got {shown(name)}.")
@@ -114,7 +114,7 @@ def named_class(settings: dict) -> type[TokenizersBackend] | None:
 
 
 def publisher_class(settings: dict) -> str:
-    """What to call the class in a sentence."""
+    """How messages name the publisher's class."""
     mapped = settings.get("auto_map")
     mapped = mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped
     names = [*(mapped if isinstance(mapped, list) else [mapped]), settings.get("tokenizer_class")]
@@ -124,7 +124,7 @@ def publisher_class(settings: dict) -> str:
 
 @contextmanager
 def fitting(kind: type[TokenizersBackend], folder: Path) -> Iterator[None]:
-    """ValueError if the files in `folder` do not fit the class that loads and runs them in the block."""
+    """ValueError if the block, in which `kind` loads and runs the files in `folder`, fails."""
     try:
         yield
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -138,7 +138,7 @@ def load(kind: type[TokenizersBackend], folder: Path, **ends: bool) -> Tokenizer
 
 
 def name_class(target: Path) -> list[str]:
-    """Have `tokenizer_config.json` name `TokenizersBackend`, if what it names does not follow `tokenizer.json`."""
+    """Make `tokenizer_config.json` name `TokenizersBackend` if the class it names does not follow `tokenizer.json`."""
     settings = read_settings(target / "tokenizer_config.json")
     reference = load(TokenizersBackend, target)
     own_class, defaults = named_class(settings), {}
@@ -150,7 +150,7 @@ def name_class(target: Path) -> list[str]:
         try:
             tokenizer = load(own_class, target)
         except ValueError:
-            tokenizer = reference  # a class for another kind of model: it has no say
+            tokenizer = reference  # a class for another kind of model: its defaults do not count
         else:
             with fitting(own_class, target):
                 is_same = same_ids(tokenizer, reference)
@@ -171,22 +171,25 @@ def same_ids(tokenizer: TokenizersBackend, reference: TokenizersBackend) -> bool
 
 
 def vocabulary_files(kind: type[TokenizersBackend], source: Path) -> list[str]:
-    """The files that a class reads in place of `tokenizer.json`, if all are there; without, it would load empty."""
+    """The files that a class reads instead of `tokenizer.json`, if all exist; without them it would load empty."""
     names = [name for key, name in kind.vocab_files_names.items() if key != "tokenizer_file"]
     return names if all((source / name).is_file() for name in names) else []
 
 
-def say_what_to_bring(source: Path, settings: dict) -> str:
+def say_what_is_needed(source: Path, settings: dict) -> str:
+    """The sentence about a tokenizer that was not written."""
     files = sorted({path.name for pattern in SETTINGS + VOCABULARIES + FOREIGN for path in source.glob(pattern)})
     if not files:
         return "Tokenizer: the source has none."
-    bring = f"{publisher_class(settings)} and its files yourself; the source has {', '.join(files)}"
-    return f"Tokenizer: not written, as nothing here can be rebuilt. Bring {bring}."
+    return (
+        f"Tokenizer: not written, because nothing here can be rebuilt. Add {publisher_class(settings)} and its files "
+        f"yourself; the source has {', '.join(files)}."
+    )
 
 
 def prove(target: Path) -> str:
-    """Load the tokenizer as its users will, encode and decode a text, and say how that went."""
-    unknown = PreTrainedConfig()  # as an unknown `model_type`: the class is looked up in tokenizer_config.json
+    """Load the tokenizer as its users will, encode and decode a text, and return a sentence about the result."""
+    unknown = PreTrainedConfig()  # an unknown `model_type`, so that tokenizer_config.json names the class
     with fitting(AutoTokenizer, target):
         tokenizer = AutoTokenizer.from_pretrained(
             target, config=unknown, local_files_only=True, trust_remote_code=False
@@ -197,7 +200,7 @@ def prove(target: Path) -> str:
 
 
 def rebuild_byte_level(source: Path, target: Path, settings: dict) -> list[str]:
-    """Write a byte-level BPE; how the publisher splits text before it can only be assumed."""
+    """Write a byte-level BPE; how the publisher splits text into words can only be assumed."""
     try:
         model = models.BPE.from_file(str(source / "vocab.json"), str(source / "merges.txt"))
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -207,8 +210,8 @@ def rebuild_byte_level(source: Path, target: Path, settings: dict) -> list[str]:
     tokenizer.decoder = decoders.ByteLevel()
     save_rebuilt(tokenizer, source, target, settings)
     return [
-        f"Assumed, as {publisher_class(settings)} was not run: text is split by GPT-2's pattern and not normalized. "
-        "Compare the ids with the publisher's before you trust them."
+        f"Assumed, because {publisher_class(settings)} was not run: text is split by GPT-2's pattern and not "
+        "normalized. Compare the ids with the publisher's before you trust them."
     ]
 
 
@@ -229,19 +232,19 @@ def rebuild_sentencepiece(source: Path, target: Path, settings: dict, proto: "Mo
         if space and settings.get("add_prefix_space") is False:
             space += " although `add_prefix_space` is false"
         notes.append(
-            f"Assumed, as {publisher_class(settings)} was not run: what stands between special tokens is split as "
+            f"Assumed, because {publisher_class(settings)} was not run: text between special tokens is split as "
             f"sentencepiece does{space}."
         )
     if "add_bos_token" not in settings:
-        notes.append("Assumed: no token goes in front, as tokenizer_config.json does not say `add_bos_token`.")
+        notes.append("Assumed: no token is put first, because tokenizer_config.json has no `add_bos_token`.")
     return notes
 
 
 def added_tokens(source: Path, settings: dict) -> dict[int, AddedToken]:
-    """Tokens added to the vocabulary, by id: of `tokenizer_config.json` or, in old folders, `added_tokens.json`.
+    """Tokens added to the vocabulary, by id, from `tokenizer_config.json` or, in old folders, `added_tokens.json`.
 
     Raises:
-        ValueError: an id is no count, or a token has no text or a flag that is neither true nor false.
+        ValueError: an id is not a count, or a token has no text or a flag that is neither true nor false.
     """
     if "added_tokens_decoder" not in settings:
         listed = {
@@ -267,12 +270,12 @@ def added_token(token: object) -> AddedToken:
     is_token = isinstance(token, dict) and isinstance(token.get("content"), str)
     if not is_token or not all(isinstance(flag, bool) for flag in flags.values()):
         raise ValueError(f"An added token must be an object with `content` and flags, got {shown(token)}.")
-    # found in the text as it is, whatever its flag says: so do the slow tokenizers that need Python
+    # matched in the raw text whatever its flag says, as the slow tokenizers that need Python do
     return AddedToken(token["content"], **flags, normalized=False)
 
 
 def save_rebuilt(tokenizer: Tokenizer, source: Path, target: Path, settings: dict) -> None:
-    """Write `tokenizer` with the added, special, first and last tokens; ValueError if one cannot have its id."""
+    """Write `tokenizer` with its added, special, first and last tokens; ValueError if one cannot keep its id."""
     for index, token in sorted(added_tokens(source, settings).items()):
         tokenizer.add_tokens([token])
         if (got := tokenizer.token_to_id(token.content)) != index:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking what was written: the files as they lie in the folder, and the logits that they give."""
+"""Checking what was written: every tensor in the folder, and the logits that they give."""
 
 from collections import Counter
 
@@ -10,33 +10,33 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from configuration_plt import PLTConfig
-from conversion_plt.checkpoint import Checkpoint
-from conversion_plt.expected import Expected
-from conversion_plt.messages import named
-from conversion_plt.plan import Plan, expected_shapes
-from conversion_plt.sizes import check_shapes
-from conversion_plt.stream import streamed_model
 from modeling_plt import PLTForCausalLM
+
+from .checkpoint import Checkpoint
+from .expected import Expected
+from .messages import named
+from .plan import Plan, expected_shapes
+from .sizes import check_shapes
+from .stream import streamed_model
 
 TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-5
 PART = 1 << 20  # values looked at together
 
 
 def verify_files(plan: Plan, written: Checkpoint, keep_nan: bool) -> list[str]:
-    """Read the written folder back and compare it with the plan; returns what was checked, as sentences.
+    """Compare the written folder with the plan; returns sentences about what was checked.
 
     Raises:
-        ValueError: the config changed, tensors are missing or differ from the source's, or hold NaN or infinity.
+        ValueError: the config or a tensor differs from the plan, or a tensor holds NaN or infinity.
     """
     if PLTConfig.from_pretrained(written.folder).to_dict() != plan.config.to_dict():
         raise ValueError("The config reads back differently from what was written.")
     check_shapes({name: tensor.shape for name, tensor in written.tensors.items()}, expected_shapes(plan.config))
     not_finite = {}
-    for name, tensor in tqdm(written.tensors.items(), desc="Checking tensors", unit="tensor"):
-        values = tensor.load().flatten()
-        expected = plan.load(name).flatten()
-        if values.dtype != expected.dtype or not same_bits(values, expected):
-            raise ValueError(f"{named(name)} was not written to the bit.")
+    for name, expected in tqdm(plan.tensors(), total=len(written.tensors), desc="Checking tensors", unit="tensor"):
+        values = written.tensors[name].load().flatten()
+        if values.dtype != expected.dtype or not same_bits(values, expected.flatten()):
+            raise ValueError(f"{named(name)} in the written folder differs from what the source gives.")
         count = sum(int((~part.isfinite()).sum()) for part in values.split(PART))
         if count:
             not_finite[name] = count
@@ -53,13 +53,14 @@ def verify_files(plan: Plan, written: Checkpoint, keep_nan: bool) -> list[str]:
     )
     return [
         f"{len(written.tensors)} tensors ({dtypes}) are exactly those of the config: {len(plan.kept)} equal to the "
-        f"source's to the bit, {len(plan.added)} new; {len(plan.dropped)} of the source were dropped.",
+        f"source's to the bit, {plan.num_derived} computed from the source's, {len(plan.added)} new; "
+        f"{len(plan.dropped)} of the source were dropped.",
         f"{values}.",
     ]
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two flat tensors are the same bytes; NaN equals itself here."""
+    """Whether two flat tensors have the same bytes, which makes NaN equal to itself."""
     return all(
         torch.equal(one.view(torch.uint8), other.view(torch.uint8))
         for one, other in zip(first.split(PART), second.split(PART), strict=True)
@@ -67,10 +68,10 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -> str:
-    """Compare the source's logits with those that the written weights give under the exact re-expression's config.
+    """Compare the logits of the written weights with those of the source, whose config `exact` expresses exactly.
 
-    Float32, one layer in memory at a time. What is expected comes from `--expected`, or else from transformers' own
-    class for the source.
+    Both are computed in float32, with one layer in memory at a time. The source's logits come from `--expected`, or
+    else from transformers' own class for it.
 
     Raises:
         ValueError: the logits differ by more than 1e-4, or are not finite.
@@ -85,7 +86,9 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
     if not actual.isfinite().all():
         raise ValueError("The written weights give logits that are not finite.")
     if logits is None:
-        return "Logits are finite. Nothing here can run the source: `--expected FILE` compares with its logits."
+        return (
+            "Logits are finite. Nothing here can run the source; `--expected FILE` would compare them with its logits."
+        )
     error = (actual - logits).abs().max().item()
     if not error <= TOLERANCE:
         raise ValueError(f"Logits differ from those of {origin} by {error:.1e}, more than {TOLERANCE}.")
@@ -102,7 +105,7 @@ def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> 
 
 @torch.inference_mode()
 def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
-    """Logits `[B, T, V]` of transformers' own class on the source's files; its stack and norm run once per loop."""
+    """Logits `[B, T, V]` of transformers' own class on the source's files; stack and norm run once per loop."""
     model_class = getattr(transformers, exact.source.reference_class)
     config = exact.source.reference_config(exact.checkpoint.config)[0]
     model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())

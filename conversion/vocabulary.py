@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ids of a vocabulary, checked before the tokenizers library makes a list as long as the highest one."""
+"""The ids of a vocabulary, checked before the tokenizers library allocates a list up to the highest one."""
 
 from pathlib import Path
 
-from conversion_plt.checkpoint import read_json
-from conversion_plt.messages import named, shown
+from .checkpoint import read_json
+from .messages import named, shown
 
-SPARE = 1000  # ids that may be free besides as many as there are tokens: added tokens take some
+SPARE = 1000  # unused ids that are always allowed, for added tokens; further ones up to the number of tokens
 
 
 def check_vocabulary(folder: Path) -> None:
-    """Check the ids in `vocab.json` and `tokenizer.json`, where they are.
+    """Check the ids in `vocab.json` and `tokenizer.json`, if they exist.
 
     Raises:
-        ValueError: an id is no count, or far beyond the number of tokens.
+        ValueError: an id is not a count, or is far beyond the number of tokens.
     """
     for file in (folder / "vocab.json", folder / "tokenizer.json"):
         content = read_json(file) if file.is_file() else {}
         if file.name == "tokenizer.json":
             model = content.get("model")
             content = model.get("vocab") if isinstance(model, dict) else None
-        if isinstance(content, dict):  # a list gives no ids
+        if isinstance(content, dict):  # a list has no ids of its own
             check_ids(file, content)
 
 

@@ -19,8 +19,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
-from conversion_plt.beside import written_beside
 from conversion_plt.place import check_place
+from conversion_plt.staging import staged
 from modeling_plt import PLTForCausalLM
 
 LENGTH = 128  # tokens a row
@@ -102,7 +102,7 @@ def main() -> None:
 
 def save(trainer: Trainer, held_out_texts: Dataset, output: Path) -> None:
     """Save model, tokenizer and held-out texts; an interrupted run leaves no half of a folder under the name."""
-    with written_beside(output, overwrite=True) as folder:
+    with staged(output, overwrite=True) as folder:
         trainer.save_model(folder)
         held_out_texts.to_json(folder / "held_out.jsonl")
     print(f"saved {output.resolve()}")

@@ -8,7 +8,7 @@ from transformers import (
 )
 
 from configuration_plt import PLTConfig
-from conversion_plt.published import PublishedPLTConfig
+from configuration_plt.published_plt import PublishedPLTConfig
 
 from .cache_plt import PLTCache
 from .modeling_plt import (

@@ -28,12 +28,15 @@ from .attention_plt import PLTAttention, PLTGate
 from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
+from .gate_names_plt import read_both_gate_names
 from .generation_plt import PLTGenerationMixin
 from .pads_plt import Pads
 from .passes_plt import Pass, passes, shift
 from .refusals_plt import refuse_unusable, refuse_wrong_inputs
 from .sequence_plt import NewTokens, read_tokens
 from .tail_plt import tail
+
+read_both_gate_names(PLTConfig.model_type)
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 

@@ -1,1 +1,26 @@
 """One file per source format; a file added here is a source added."""
+
+import importlib
+import pkgutil
+
+from ..messages import shown
+from ..source import Source
+
+
+def all_sources() -> dict[str, Source]:
+    """Every source by its `model_type`."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return {module.SOURCE.model_type: module.SOURCE for module in modules}
+
+
+def find_source(config: dict) -> Source:
+    """The source that a config belongs to.
+
+    Raises:
+        ValueError: its `model_type` is not known.
+    """
+    known = all_sources()
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ValueError(f"`model_type` must be one of {', '.join(sorted(known))}; got {shown(model_type)}.")
+    return known[model_type]

@@ -3,8 +3,8 @@
 
 from typing import Any
 
-from conversion_plt.fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
-from conversion_plt.source import Source
+from ..fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
+from ..source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 
 from typing import Any
 
-from conversion_plt.fields import Fields, bias_fields, llama_fields
-from conversion_plt.source import PLAIN_DECODER, Source
+from ..fields import Fields, bias_fields, llama_fields
+from ..source import PLAIN_DECODER, Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    fields.take("pretraining_tp", int, None)  # how matrices were split in training; transformers no longer reads it
+    fields.take("pretraining_tp", int, None)  # how training split matrices; transformers ignores it
     return llama_fields(fields) | {
         "num_loops": 1,
         **bias_fields(fields),

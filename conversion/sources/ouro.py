@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from conversion_plt.fields import VANILLA_LOOP, Fields, llama_fields, refuse_sliding_window
-from conversion_plt.source import Source
+from ..fields import VANILLA_LOOP, Fields, llama_fields, refuse_sliding_window
+from ..source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
     num_loops = fields.take("total_ut_steps", int)
-    # which loop is read out: the first one by which the gate's exit probabilities add up to the threshold, or this one
+    # which loop is read out: the first whose cumulative exit probability reaches the threshold, or this one
     fields.require("early_exit_threshold", 1.0, None)
     fields.require("early_exit_step", None, num_loops - 1)
     fields.require("sliding_window", None)
@@ -33,6 +33,6 @@ SOURCE = Source(
     dropped=(r"^model\.early_exit_gate\.",),
     notes=(
         "The source's early-exit gate, which chooses the loop that is read out, was dropped: the last loop always is. "
-        "The published exit threshold of 1.0 reads the last loop too, except where bfloat16 rounding ends earlier.",
+        "The published exit threshold of 1.0 reads the last loop too, unless rounding in bfloat16 ends earlier.",
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PLT itself: a plain model or a vanilla loop that was trained with this package, to switch the mechanisms on."""
+"""PLT itself: a plain model or vanilla loop trained with this package, whose mechanisms are to be switched on."""
 
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -7,9 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from configuration_plt import PLTConfig
-from conversion_plt.fields import Fields, activation
-from conversion_plt.rope import check_rope
-from conversion_plt.source import Source
+
+from ..fields import Fields, activation
+from ..rope import check_rope
+from ..source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 
 
 def number_kind(value: Any) -> type:
-    """A kind that keeps numbers in bounds; `PLTConfig` itself says of which kind a field must be."""
+    """A kind that keeps numbers in bounds; `PLTConfig` itself checks what kind a field must be."""
     return type(value) if type(value) in (int, float) else object
 
 

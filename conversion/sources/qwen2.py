@@ -3,8 +3,8 @@
 
 from typing import Any
 
-from conversion_plt.fields import Fields, llama_fields, refuse_sliding_window
-from conversion_plt.source import PLAIN_DECODER, Source
+from ..fields import Fields, llama_fields, refuse_sliding_window
+from ..source import PLAIN_DECODER, Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import transformers
+from clean_process import run_in_clean_process
+from safetensors.torch import load_file, save_file
 from tiny import randomize
 
 from conversion_plt.cli import main
@@ -24,6 +26,21 @@ PLAIN = {
     "qwen2": {},
     "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
 }
+LOAD_IN_CLEAN_PROCESS = """
+import sys
+sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = sys.modules["conversion_plt"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values()), report
+    input_ids = load_file(folder + "/inputs.safetensors")["input_ids"]
+    with torch.no_grad():
+        save_file({"logits": model.eval()(input_ids).logits.float()}, folder + "/outputs.safetensors")
+"""
 
 
 def plt_convert(*arguments):
@@ -73,6 +90,14 @@ def assert_refused(capsys, source, *options):
     assert message.startswith("plt-convert: ") and "\n" not in message
     assert len(message) <= LONGEST_MESSAGE + 20
     return message
+
+
+def logits_in_clean_process(folder, input_ids):
+    """Logits of the models in `folder/<name>` for `input_ids[name]`, from one process without the package."""
+    for name, ids in input_ids.items():
+        save_file({"input_ids": ids}, folder / name / "inputs.safetensors")
+    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, *(folder / name for name in input_ids), cwd=folder)
+    return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
 
 
 def snapshot(folder):

@@ -11,45 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
-from clean_process import run_in_clean_process
-from converting import DATA, PLAIN, PUBLISHED, copy_source, plain_model, plt_convert, refused
+from converting import DATA, PLAIN, PUBLISHED, copy_source, logits_in_clean_process, plain_model, plt_convert, refused
+from huggingface_hub import metadata_load
 from reference import ReferencePLT
 from safetensors.torch import load_file, save_file
 
 import conversion_plt.convert
 import conversion_plt.hub
 import modeling_plt
-from configuration_plt import PLTConfig
 from conversion_plt.checkpoint import open_checkpoint
-from conversion_plt.source import all_sources
+from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
 from modeling_plt.modeling_plt import PLTModel
-
-LOAD_IN_CLEAN_PROCESS = """
-import sys
-sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = sys.modules["conversion_plt"] = None
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-
-torch.set_num_threads(1)
-for folder in sys.argv[1:]:
-    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    assert not any(report.values()), report
-    input_ids = load_file(folder + "/inputs.safetensors")["input_ids"]
-    with torch.no_grad():
-        save_file({"logits": model.eval()(input_ids).logits.float()}, folder + "/outputs.safetensors")
-"""
-
-
-def logits_in_clean_process(folder, input_ids):
-    """Logits of the models in `folder/<name>` for `input_ids[name]`, from one process without the package."""
-    for name, ids in input_ids.items():
-        save_file({"input_ids": ids}, folder / name / "inputs.safetensors")
-    run_in_clean_process(LOAD_IN_CLEAN_PROCESS, *(folder / name for name in input_ids), cwd=folder)
-    return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
 
 
 def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):
@@ -68,16 +42,6 @@ def test_published_plt_weights_are_copied_byte_for_byte(tmp_path, name):
     plt_convert(DATA / name, tmp_path / "target")
     source, target = DATA / name / "model.safetensors", tmp_path / "target" / "model.safetensors"
     assert target.read_bytes() == source.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["loopcoder_v2", "loopcoder_v2_query_gate"])
-def test_published_plt_weights_load_as_they_lie(name):
-    model = transformers.AutoModelForCausalLM.from_pretrained(DATA / name).eval()
-    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
-    expected = load_file(DATA / name / "expected.safetensors")
-    with torch.no_grad():
-        logits = model(expected["input_ids"]).logits
-    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-4)
 
 
 def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
@@ -200,6 +164,34 @@ def test_what_belongs_to_a_model_travels_with_it(tmp_path):
     assert {path.name for path in target.glob("*.py")} == {path.name for path in code}
 
 
+@pytest.mark.parametrize(
+    "front_matter, named",
+    [
+        ("license: apache-2.0\ntags: [x]", {"license": "apache-2.0"}),
+        ('license: other\nlicense_name: "a: b"', {"license": "other", "license_name": "a: b"}),
+        ("license_link: >-\n  https://a.b/\n  c", {"license_link": "https://a.b/ c"}),
+        ("tags: [x]", {}),
+        ("", {}),
+    ],
+)
+def test_a_card_names_the_license_of_the_source(tmp_path, front_matter, named):
+    source = copy_source("ouro", tmp_path / "source")
+    (source / "README.md").write_text(f"---\n{front_matter}\n---\n# Ouro\n")
+    plt_convert(source, tmp_path / "target")
+    expected = {"library_name": "transformers", "tags": ["plt", "looped-transformer", "parallel-loop-transformer"]}
+    assert metadata_load(tmp_path / "target" / "README.md") == expected | named
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: [\n---\n", b"---\n- mit\n---\n", b"---\nlicense: \xff\n---\n"])
+def test_a_card_that_cannot_be_read_is_told_about(tmp_path, card):
+    source = copy_source("ouro", tmp_path / "source")
+    (source / "README.md").write_bytes(card)
+    plt_convert(source, tmp_path / "target")
+    written = tmp_path / "target" / "README.md"
+    assert "The license is not named here, as the source's README.md cannot be read: " in written.read_text()
+    assert "license" not in metadata_load(written)
+
+
 def test_a_tied_head_that_is_stored_twice_is_dropped_or_refused(tmp_path, capsys):
     plain_model("qwen3").save_pretrained(tmp_path / "source")
     file = tmp_path / "source" / "model.safetensors"
@@ -236,8 +228,8 @@ def test_pickle_weights_are_read_only_on_request(tmp_path, capsys):
         ("loopcoder_v2", {"rope_scaling": {"type": "mrope"}}, "rope type"),
         ("iquest_loop", {"loop_window_size": 0}, "sliding_window"),
         ("iquest_loop", {"quantization_config": {"bits": 4}}, "`quantization_config`"),
-        ("iquest_loop", {"num_hidden_layers": 4}, "must be 3, as the weights name so many layers, got 4"),
-        ("iquest_loop", {"num_hidden_layers": 2}, "must be 3, as the weights name so many layers, got 2"),
+        ("iquest_loop", {"num_hidden_layers": 4}, "must be 3, the number of layers in the weights, got 4"),
+        ("iquest_loop", {"num_hidden_layers": 2}, "must be 3, the number of layers in the weights, got 2"),
         ("iquest_loop", {"intermediate_size": 50}, "must have the shape (50, 32) by the config, got (48, 32)"),
     ],
 )
@@ -321,7 +313,13 @@ def test_of_a_hub_id_only_data_is_downloaded(tmp_path, capsys, monkeypatch):
 def test_inspecting_says_what_a_source_would_become(tmp_path, capsys):
     plt_convert("inspect", DATA / "ouro")
     output = capsys.readouterr().out
-    for part in ("Ouro (`ouro`)", "36 kept, 2 dropped", "num_loops = 4", "sandwich_norm = True", "early-exit gate"):
+    for part in (
+        "Ouro (`ouro`)",
+        "36 kept, 0 computed, 2 dropped",
+        "num_loops = 4",
+        "sandwich_norm = True",
+        "early-exit gate",
+    ):
         assert part in output, part
     source = copy_source("nanbeige", tmp_path / "source", loop_kv_share=True)
     assert "`loop_kv_share`" in refused(capsys, "inspect", source)

@@ -6,10 +6,12 @@ import pytest
 import torch
 import transformers
 from converting import DATA, PLAIN, assert_refused, copy_source, plain_model, plt_convert
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
+from configuration_plt import PLTConfig
 from conversion_plt.kinds import KINDS, is_kind
-from conversion_plt.source import all_sources
+from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 
 HUGE = 10**30
@@ -79,10 +81,59 @@ def test_a_value_of_another_kind_is_refused(capsys, changed, name, fields, messa
     assert message in assert_refused(capsys, changed(name, **fields))
 
 
-def test_a_published_plt_that_loads_as_it_lies_is_checked_too(tmp_path):
-    source = copy_source("loopcoder_v2", tmp_path / "source", plt_gate_use_hidden_states="false")
-    with pytest.raises(ValueError, match="`plt_gate_use_hidden_states` of the source must be true or false"):
-        transformers.AutoModelForCausalLM.from_pretrained(source)
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"plt_gate_use_hidden_states": "false"}, "plt_gate_use_hidden_states"),
+        ({"plt_window_size": ["a", 0]}, "plt_window_size"),
+        ({"plt_window_size": [4, 1]}, r"`plt_window_size` must be \[keys to the left, 0\], got \[4, 1\]"),
+        ({"plt_num_loops": True}, "plt_num_loops"),
+        ({"plt_emb_scale": "0.7"}, "plt_emb_scale"),
+        ({"plt_use_router": "yes"}, "not supported: `plt_use_router` = 'yes'"),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
+        ({"hidden_act": "nope"}, "hidden_act"),
+    ],
+    ids=str,
+)
+def test_a_published_plt_that_loads_directly_is_checked_too(tmp_path, fields, message):
+    source = copy_source("loopcoder_v2", tmp_path / "source", **fields)
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        transformers.AutoConfig.from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    "name", ["plt_num_loops", "plt_gate_use_hidden_states", "hidden_size", "rms_norm_eps", "rope_theta"]
+)
+def test_a_published_plt_that_lacks_a_field_does_not_load(tmp_path, name):
+    source = copy_source("loopcoder_v2", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    del config[name]
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"must have {name}"):
+        transformers.AutoConfig.from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"plt_emb_scale": None, "plt_hidden_scale": None, "plt_gate_use_hidden_states": False},
+        {"plt_num_loops": 3, "plt_window_size": [0, 0], "plt_normalize_per_loop": False},
+        {"bos_token_id": None, "eos_token_id": [2, 75], "pad_token_id": 0},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ],
+    ids=str,
+)
+def test_a_published_config_is_read_alike_with_and_without_conversion(tmp_path, fields):
+    source = copy_source("loopcoder_v2", tmp_path / "source", **fields)
+    given = json.loads((source / "config.json").read_text())
+    direct = transformers.AutoConfig.from_pretrained(source)
+    converted = PLTConfig(**all_sources()["iquestpltcoder"].config_fields(given, set()))
+    about_the_file = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    fields = [name for name in {**direct.to_dict(), **converted.to_dict()} if name not in about_the_file]
+    assert {name: direct.to_dict().get(name) for name in fields} == {
+        name: converted.to_dict().get(name) for name in fields
+    }
 
 
 @pytest.mark.parametrize(
@@ -270,7 +321,7 @@ def test_a_layer_that_is_missing_in_the_middle_is_refused(capsys, changed):
         (["--to-plt", "--hidden-scale", 1e40], "`--hidden-scale` must be a number of torch.float32, got 1e+40"),
         (["--to-plt", "--embedding-scale", "nan"], "`--embedding-scale` must be a number of torch.float32, got nan"),
         (["--to-plt", "--no-learned-scales", "--embedding-scale", "inf"], "got inf"),
-        (["--to-plt", "--gate-start", "nan"], "`--gate-start` must lie between 0 and 1"),
+        (["--to-plt", "--gate-start", "nan"], "`--gate-start` must be between 0 and 1"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

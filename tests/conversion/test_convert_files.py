@@ -1,4 +1,4 @@
-"""The files beside a source's config: each is checked before weights are written, and told about in one sentence."""
+"""The other files of a source are checked before weights are written; what is wrong is said in one sentence."""
 
 import json
 import os
@@ -81,9 +81,7 @@ def test_json_that_is_nested_too_deep_is_refused(ouro, capsys, name):
         (ouro / "model.safetensors").unlink()
     for text in (NESTED, '{"a": ' * 200 + "1" + "}" * 200):
         (ouro / name).write_text(text)
-        assert f"{name} must have at most 100 lists and objects in each other, got more." in assert_refused(
-            capsys, ouro
-        )
+        assert f"{name} must nest lists and objects at most 100 levels deep, got more." in assert_refused(capsys, ouro)
 
 
 def expected_tensors():
@@ -98,8 +96,8 @@ def expected_tensors():
         ({"input_ids": lambda ids: ids.float()}, "`input_ids` in"),
         ({"input_ids": lambda ids: ids[0]}, "must be integers [rows, tokens], got torch.int64"),
         ({"input_ids": lambda ids: ids[:, :0]}, "must be integers [rows, tokens]"),
-        ({"input_ids": lambda ids: ids + 97}, "must lie between 0 and 96, got"),
-        ({"input_ids": lambda ids: ids - 97}, "must lie between 0 and 96, got"),
+        ({"input_ids": lambda ids: ids + 97}, "must be between 0 and 96, got"),
+        ({"input_ids": lambda ids: ids - 97}, "must be between 0 and 96, got"),
         ({"input_ids": lambda ids: ids[:1]}, "`logits` in"),
         ({"logits": lambda logits: logits[:, :-1]}, "`logits` in"),
         ({"logits": lambda logits: logits[..., :-1]}, "must be floats"),
@@ -204,7 +202,7 @@ def test_licenses_are_files_of_the_source(ouro, tmp_path, capsys):
     output = capsys.readouterr().out
     for sentence in (
         "`LICENSES` was not copied: it is not a file.",
-        f"`LICENSE.link` was not copied: it is a link to {tmp_path / 'secret'}, out of the source.",
+        f"`LICENSE.link` was not copied: it is a link out of the source, to {tmp_path / 'secret'}.",
         "`LICENSE.device` was not copied: it is not a file.",
         "`LICENSE.nowhere` was not copied",
         "`NOTICE` was not copied: it is of 10.0 MB",
@@ -274,7 +272,7 @@ def test_auto_maps_of_any_kind_can_be_named(source, target):
     for auto_map in ("tokenization_own.Own", ["a.B", None], 5, {"AutoTokenizer": 3}, {"AutoTokenizer": []}):
         write_files(source, tokenizer_config__json={"auto_map": auto_map})
         (sentence,) = write_tokenizer(source, target)
-        assert "Bring " in sentence
+        assert "Add " in sentence
         shutil.rmtree(target)
 
 

@@ -271,7 +271,7 @@ def test_odd_targets_lose_no_file(sources, tmp_path):
 class Interruption:
     """Raise SIGINT when a function of the converter, or one that it calls, is entered or left for the n-th time."""
 
-    FILES = ("beside.py", "place.py", "convert.py", "shutil.py", "write.py", "checkpoint.py", "held_signals.py")
+    FILES = ("staging.py", "place.py", "convert.py", "shutil.py", "write.py", "checkpoint.py", "held_signals.py")
 
     def __init__(self, number):
         self.number, self.count = number, 0

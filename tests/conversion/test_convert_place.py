@@ -13,10 +13,10 @@ import pytest
 from converting import DATA, plt_convert, refused, signalled, snapshot, write_documents, write_plt
 from safetensors import safe_open
 
-import conversion_plt.beside
 import conversion_plt.convert
-from conversion_plt.beside import written_beside
+import conversion_plt.staging
 from conversion_plt.held_signals import HeldSignals
+from conversion_plt.staging import staged
 
 SOURCE = DATA / "nanbeige"
 
@@ -140,7 +140,7 @@ def test_a_target_that_appears_or_changes_meanwhile_is_kept(tmp_path, kind, befo
     target = tmp_path / "target"
     if before != "nothing":
         target.mkdir() if before == "an empty folder" else write_plt(target)
-    with pytest.raises(FileExistsError), written_beside(target, overwrite) as new:
+    with pytest.raises(FileExistsError), staged(target, overwrite) as new:
         (new / "config.json").write_text("new")
         appear(kind, target)
         expected = snapshot(tmp_path)
@@ -150,7 +150,7 @@ def test_a_target_that_appears_or_changes_meanwhile_is_kept(tmp_path, kind, befo
 def test_documents_that_come_into_an_empty_target_meanwhile_are_kept(tmp_path):
     target = tmp_path / "target"
     target.mkdir()
-    with pytest.raises(FileExistsError, match="got a change"), written_beside(target, overwrite=True):
+    with pytest.raises(FileExistsError, match="got a change"), staged(target, overwrite=True):
         time.sleep(0.02)
         (target / "thesis.txt").write_text("years of work")
     assert snapshot(tmp_path) == {"target": False, "target/thesis.txt": b"years of work"}
@@ -158,7 +158,7 @@ def test_documents_that_come_into_an_empty_target_meanwhile_are_kept(tmp_path):
 
 def test_a_target_that_goes_away_meanwhile_is_written(tmp_path):
     write_plt(tmp_path / "target")
-    with written_beside(tmp_path / "target", overwrite=True) as new:
+    with staged(tmp_path / "target", overwrite=True) as new:
         (new / "new").touch()
         shutil.rmtree(tmp_path / "target")
     assert snapshot(tmp_path) == {"target": False, "target/new": b""}
@@ -180,8 +180,8 @@ def test_the_old_target_is_put_back_if_the_exchange_is_interrupted(tmp_path, mon
             raise error
         replace(*paths)
 
-    monkeypatch.setattr(conversion_plt.beside.os, "replace", interrupted)
-    with pytest.raises(BaseException) as raised, written_beside(tmp_path / "target", overwrite=True) as new:
+    monkeypatch.setattr(conversion_plt.staging.os, "replace", interrupted)
+    with pytest.raises(BaseException) as raised, staged(tmp_path / "target", overwrite=True) as new:
         (new / "new").touch()
     assert raised.value is error or raised.type is error
     is_new = moment == "after" and call == 1
@@ -198,9 +198,9 @@ def test_an_old_target_that_cannot_be_put_back_is_left_and_named(tmp_path, monke
             write_documents(tmp_path / "target")  # between the two renames
         replace(source, target)
 
-    monkeypatch.setattr(conversion_plt.beside.os, "replace", taken)
-    with pytest.raises(OSError, match=r"could not be put back, it lies in .*/old"):  # noqa: SIM117, the order matters
-        with written_beside(tmp_path / "target", overwrite=True):
+    monkeypatch.setattr(conversion_plt.staging.os, "replace", taken)
+    with pytest.raises(OSError, match=r"could not be put back, it is now .*/old"):  # noqa: SIM117, the order matters
+        with staged(tmp_path / "target", overwrite=True):
             pass
     assert (tmp_path / "target" / "thesis.txt").read_text() == "years of work"
     (old,) = tmp_path.glob(".target.*/old/config.json")
@@ -210,15 +210,15 @@ def test_an_old_target_that_cannot_be_put_back_is_left_and_named(tmp_path, monke
 def test_signals_wait_for_the_exchange_and_the_clean_up(tmp_path, monkeypatch):
     write_plt(tmp_path / "target")
     for name in ("exchange", "clean_up"):
-        work = getattr(conversion_plt.beside, name)
+        work = getattr(conversion_plt.staging, name)
 
         def signalled(*arguments, work=work):
             signal.raise_signal(signal.SIGINT)
             work(*arguments)
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(conversion_plt.beside, name, signalled)
-    with pytest.raises(KeyboardInterrupt), written_beside(tmp_path / "target", overwrite=True) as new:
+        monkeypatch.setattr(conversion_plt.staging, name, signalled)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "target", overwrite=True) as new:
         (new / "new").touch()
     assert snapshot(tmp_path) == {"target": False, "target/new": b""}
 
@@ -251,7 +251,7 @@ def test_what_a_killed_run_left_is_named_and_kept(tmp_path, capsys):
     write_documents(other)
     plt_convert(SOURCE, tmp_path / "target")
     output = capsys.readouterr().out
-    assert f"{left} is of another run" in output and str(other) not in output
+    assert f"{left} belongs to another run" in output and str(other) not in output
     assert (left / "old" / "thesis.txt").is_file()
 
 

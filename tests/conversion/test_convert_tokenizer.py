@@ -204,7 +204,7 @@ def test_a_byte_level_bpe_of_the_publishers_class_is_rebuilt_with_gpt2s_splittin
 def test_a_class_without_its_vocabulary_is_not_made_empty(source, target):
     write_files(source, tokenizer_config__json={"tokenizer_class": "GPT2Tokenizer"}, vocab__json={"a": 0})
     (sentence,) = write_tokenizer(source, target)
-    assert "Bring `GPT2Tokenizer`" in sentence and not content(target)
+    assert "Add `GPT2Tokenizer`" in sentence and not content(target)
 
 
 def test_with_a_tokenizer_json_the_extra_is_not_needed(source, target, byte_level, monkeypatch):
@@ -218,14 +218,14 @@ def test_what_cannot_be_rebuilt_is_named(source, target, name):
     (source / name).write_bytes(b"IQ== 0\nIg== 1\nIw== 2\n")
     write_files(source, tokenizer_config__json=OWN_CLASS | {"chat_template": TEMPLATE})
     (sentence,) = write_tokenizer(source, target)
-    assert "Bring `tokenization_own.OwnTokenizer`" in sentence
+    assert "Add `tokenization_own.OwnTokenizer`" in sentence
     assert f"{name}" in sentence and "tokenization_own.py" in sentence
     assert content(target) == {"chat_template.jinja": TEMPLATE.encode()}
 
 
 def test_the_publishers_python_alone_is_named(source, target):
     (sentence,) = write_tokenizer(source, target)
-    assert "Bring the publisher's class" in sentence and "tokenization_own.py" in sentence
+    assert "Add the publisher's class" in sentence and "tokenization_own.py" in sentence
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json", "chat_template.jinja"])

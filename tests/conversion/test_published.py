@@ -1,20 +1,20 @@
-"""LoopCoder-V2's format: its tensors load as they lie, and its logits are reproduced.
+"""LoopCoder-V2's format: its weights load without a conversion, and its logits are reproduced.
 
 `data/<name>/` holds a tiny checkpoint with the published config and tensor names, and logits that the publisher's own
 code computed from it in float32.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from converting import DATA, copy_source, logits_in_clean_process
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate"]
 SAME_NAME = [
     "vocab_size",
@@ -75,3 +75,47 @@ def test_published_logits_are_reproduced(name, chunk, attn_implementation):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_logits_tell_a_wrong_setting(name, wrong):
     assert error(*load_published(name, **wrong)) > 1e-3
+
+
+def load_directly(folder):
+    """The model that `from_pretrained` makes of a published folder; nothing may be missing or left over."""
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
+    return model.eval()
+
+
+def write_second_name(file):
+    """Rename the gates of a safetensors file as some published ones call them."""
+    tensors = load_file(file)
+    renamed = {name.replace(".plt_gate.", ".loop_gate_proj."): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights_load_directly(name):
+    assert error(load_directly(DATA / name), load_file(DATA / name / "expected.safetensors")) < 1e-4
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_gates_of_the_second_name_load_directly_and_are_saved_under_ours(tmp_path, name):
+    source = copy_source(name, tmp_path / "source")
+    write_second_name(source / "model.safetensors")
+    expected, model = load_file(source / "expected.safetensors"), load_directly(source)
+    assert error(model, expected) < 1e-4
+    model.save_pretrained(tmp_path / "saved")
+    PLTForCausalLM(model.config).save_pretrained(tmp_path / "fresh")
+    names = load_file(DATA / name / "model.safetensors").keys()
+    for folder in ("saved", "fresh"):
+        assert load_file(tmp_path / folder / "model.safetensors").keys() == names
+    assert error(load_directly(tmp_path / "saved"), expected) < 1e-4
+
+
+def test_gates_of_the_second_name_load_with_the_code_of_a_folder(tmp_path):
+    expected = load_file(DATA / "loopcoder_v2" / "expected.safetensors")
+    folder = tmp_path / "saved"
+    load_directly(DATA / "loopcoder_v2").save_pretrained(folder)
+    write_second_name(folder / "model.safetensors")
+    logits = logits_in_clean_process(tmp_path, {"saved": expected["input_ids"]})["saved"]
+    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-4)

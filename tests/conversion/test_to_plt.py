@@ -103,7 +103,7 @@ def test_trained_gates_are_kept(tmp_path, capsys):
     weight = source["model.gate_projections.1.weight"]
     assert torch.equal(model.model.layers[1].self_attn.plt_gate.weight.data, weight)
     message = refused(capsys, DATA / "iquest_loop", tmp_path / "other", "--to-plt", "--gate-start", 0.5)
-    assert "brings trained ones" in message
+    assert "has trained ones" in message
 
 
 def test_what_makes_no_sense_is_refused(tmp_path, capsys):

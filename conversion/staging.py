@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a folder beside its place, and moving it there when it is complete."""
+"""A folder that is written next to its target, and takes its place when it is complete."""
 
 import contextlib
 import os
@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conversion_plt.held_signals import HeldSignals
-from conversion_plt.place import check_place
+from .held_signals import HeldSignals
+from .place import check_place
 
 
 @contextmanager
-def written_beside(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder that takes the target's place when the block ends well.
+def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder that takes the target's place when the block ends without an error.
 
-    What was there before is deleted last; it is put back if anything interrupts the exchange. However the block ends,
-    the new folder's own parent, which is there for what the work needs besides, goes with it.
+    An old target is deleted last, and put back if anything interrupts the exchange. The new folder has a parent of
+    its own for further temporary files; it is deleted however the block ends.
 
     Args:
-        overwrite: a PLT or an empty folder may be there before, as long as it is unchanged when the block ends.
+        overwrite: whether a PLT or an empty folder may be replaced; it must not change while the block runs.
 
     Raises:
-        FileExistsError: something else is there, now or when the block ends.
+        FileExistsError: something else is at the target, at the start or at the end of the block.
     """
     check_place(target, overwrite)
     target = target.resolve()
@@ -45,7 +45,7 @@ def written_beside(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when a path leads to something else, or a folder gets or loses a file; None if nothing is there."""
+    """A value that changes when a path leads elsewhere, or its folder gains or loses a file; None without a file."""
     if not os.path.lexists(path):
         return None
     status = os.lstat(path)
@@ -53,10 +53,10 @@ def identity(path: Path) -> tuple[int, ...] | None:
 
 
 def exchange(target: Path, before: tuple[int, ...] | None, overwrite: bool, work: Path) -> None:
-    """Move `work/new` to the target, and what is there, if it was there before, to `work/old`."""
+    """Move an old target, if it is still the one from the start, to `work/old`, and `work/new` to the target."""
     now = identity(target)
     if now not in (None, before):
-        raise FileExistsError(f"{target} must stay as it is while a new folder is written for it, got a change.")
+        raise FileExistsError(f"{target} must not change while its new folder is written, got a change.")
     check_place(target, overwrite)
     if now is not None:
         os.replace(target, work / "old")
@@ -64,15 +64,15 @@ def exchange(target: Path, before: tuple[int, ...] | None, overwrite: bool, work
 
 
 def clean_up(target: Path, work: Path, made: list[Path]) -> None:
-    """Delete `work`; an old target in it goes back to its place unless the new one is there."""
+    """Delete `work`; an old target in it goes back to its place unless the new one has taken it."""
     new, old = work / "new", work / "old"
     if old.exists() and new.exists():
         try:
             os.replace(old, target)
         except OSError as error:
-            raise OSError(f"{target} could not be put back, it lies in {old}: {error}") from error
+            raise OSError(f"{target} could not be put back, it is now {old}: {error}") from error
     if work.exists():
         shutil.rmtree(work)
     for parent in made:
         with contextlib.suppress(OSError):
-            parent.rmdir()  # of a failed run: empty
+            parent.rmdir()  # empty after a failed run, and only then
