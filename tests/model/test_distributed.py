@@ -1,5 +1,6 @@
 """Two processes compute what one computes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,10 @@ KINDS = {
 
 def run_two(task, folder, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKERS, task, folder]
-    result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(WORKERS.parents[1])}  # what tests share
+    result = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-5000:]
 
 
