@@ -125,5 +125,5 @@ def test_readme_names_commands_that_the_makefile_has():
     commands = re.findall(r"(?:^|`)make ([\w-]+)", readme, flags=re.MULTILINE)
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"demo", "test", "test-all"} <= set(commands) <= set(targets)
-    checked = re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+    checked = re.findall(r"^make test.*", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
     assert len(checked) == 2 and all(f"`{command}`" in readme for command in checked)
