@@ -52,6 +52,7 @@ def logits_in_clean_process(folder, input_ids):
     return {name: load_file(folder / name / "outputs.safetensors")["logits"] for name in input_ids}
 
 
+@pytest.mark.slow
 def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):
     expected = {name: load_file(DATA / name / "expected.safetensors") for name in PUBLISHED}
     for name in PUBLISHED:
@@ -92,6 +93,7 @@ def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
         torch.testing.assert_close(model(input_ids).logits[0], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_plain_models_keep_their_logits_without_the_package(tmp_path, capsys):
     input_ids, expected = torch.randint(97, (2, 30), generator=torch.Generator().manual_seed(1)), {}
     for name in PLAIN:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from conversion_plt.cli import main
 
-pytestmark = pytest.mark.xdist_group("examples")  # one worker trains the models that these tests share
+# one worker trains the models that these tests share
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 

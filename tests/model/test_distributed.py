@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny import tiny_model
 
+pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).with_name("distributed_workers.py")
 
 KINDS = {
