@@ -14,7 +14,7 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all lint format types docs docs/tools.md build clean
 
 READY = $(VENV)/ready-$(TRANSFORMERS)
 
@@ -39,17 +39,44 @@ demo: $(READY)
 	$(BIN)/plt-convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
 	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt $(RUN)/converted --output $(RUN)
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # the suite, and what other packages do with a PLT, in an environment that has them; writes the table of what works
 test-all:
 	$(MAKE) test VENV=.venv-tools EXTRAS=$(EXTRAS),tools
+	$(MAKE) docs/tools.md
+
+docs/tools.md:
 	# what the tools use of torch and transformers is theirs to change, from their import on
 	OMP_NUM_THREADS=1 .venv-tools/bin/python -m pytest tests/tools \
-		-W ignore::DeprecationWarning -W ignore::FutureWarning --write-tools docs/tools.md
+		-W ignore::DeprecationWarning -W ignore::FutureWarning --write-tools $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# run every block of the documents; and where the tools are installed, try them again and write their table
+docs: $(READY)
+	$(BIN)/python -m pytest tests/examples tests/conversion/test_contributing.py
+	$(if $(wildcard .venv-tools),$(MAKE) docs/tools.md)
+
+# build what is released, install it into an empty environment, and use it there
+build: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd dist && ../.venv-wheel/bin/python ../tests/wheel/smoke.py
 
 clean:
-	rm -rf $(VENV) .venv-tools runs build *.egg-info
+	rm -rf $(VENV) .venv-tools .venv-wheel runs build dist *.egg-info

@@ -85,7 +85,7 @@ class PLTConfig(PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeParameters | dict[str, Any] | None = None
     attention_bias: bool = False
     attention_output_bias: bool | None = None  # bias of `o_proj`; as `attention_bias` if None (Qwen2 has none)
     attention_dropout: float | int = 0.0
@@ -93,7 +93,7 @@ class PLTConfig(PreTrainedConfig):
     qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation (Qwen3)
     sandwich_norm: bool = False  # RMSNorm also of what attention and MLP add to the residual stream (Ouro)
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
@@ -101,12 +101,13 @@ class PLTConfig(PreTrainedConfig):
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
         self.refuse_misspelled(kwargs)
-        self.base_model_tp_plan = self.tensor_parallel_plan()
+        # transformers keeps one plan per class; ours depends on the fields
+        self.base_model_tp_plan = self.tensor_parallel_plan()  # type: ignore[misc]
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
-    def refuse_misspelled(self, others: dict) -> None:
+    def refuse_misspelled(self, others: dict[str, Any]) -> None:
         """Refuse a keyword that is no field but nearly the name of one; others are kept, as everywhere."""
         own = set(self.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
         for name in others:
@@ -150,14 +151,14 @@ class PLTConfig(PreTrainedConfig):
         """Whether the model holds the two scales of a later loop's input as parameters."""
         return self.num_loops > 1 and self.learned_scales
 
-    def validate_hidden_act(self):
+    def validate_hidden_act(self) -> None:
         """Check that transformers has the activation."""
         if self.hidden_act not in ACT2FN:
             raise ValueError(
                 f"`hidden_act` must be an activation of transformers, as 'silu', got {self.hidden_act!r}."
             )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that sizes fit together; `@strict` calls all `validate_*` methods."""
         if self.head_dim is None:
             raise ValueError(
@@ -166,13 +167,14 @@ class PLTConfig(PreTrainedConfig):
             )
         if self.head_dim % 2 != 0:
             raise ValueError(f"`head_dim` must be even, because rotary embeddings turn pairs, got {self.head_dim}.")
+        assert self.num_key_value_heads is not None  # set in `__post_init__`
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 f"`num_attention_heads` must be a multiple of `num_key_value_heads`, got {self.num_attention_heads} "
                 f"and {self.num_key_value_heads}."
             )
 
-    def validate_scales(self):
+    def validate_scales(self) -> None:
         """Check the numbers that are not counts."""
         if self.num_loops > 1 and self.embedding_scale == 0 and self.hidden_scale == 0:
             raise ValueError(

@@ -8,6 +8,12 @@ torch.set_num_threads(1)  # tiny tensors; the suite runs its files side by side
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def same_numbers_every_time():
     """What a test draws without a seed of its own, such as an adapter's weights."""

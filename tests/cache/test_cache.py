@@ -38,17 +38,18 @@ def test_cached_logits_equal_uncached(row, num_loops, sizes):
 
 @pytest.mark.parametrize("sliding_window", [1, 2, 4, 12, 13, 40])
 @pytest.mark.parametrize("overrides", [{}, {"loop_norm": False}, {"loop_shift": False}], ids=str)
-def test_cached_logits_equal_uncached_for_every_window(overrides, sliding_window):
+@pytest.mark.parametrize("sizes", [[6, 7], [1] * 13, [12, 1]], ids=["chunks", "decode", "prefill"])
+def test_cached_logits_equal_uncached_for_every_window(sizes, overrides, sliding_window):
     model = tiny_model(num_loops=3, sliding_window=sliding_window, **overrides).double()
     input_ids = tiny_ids(2, 13)
-    for sizes in ([6, 7], [1] * 13, [12, 1]):
-        logits, _ = run_chunks(model, input_ids, sizes)
-        torch.testing.assert_close(logits, uncached(model, input_ids), **TOLERANCE)
+    logits, _ = run_chunks(model, input_ids, sizes)
+    torch.testing.assert_close(logits, uncached(model, input_ids), **TOLERANCE)
 
 
 @pytest.mark.parametrize("num_loops", [1, 2, 4])
 @pytest.mark.parametrize("row", ABLATION_ROWS)
-def test_cache_takes_the_bytes_of_the_formula(row, num_loops):
+@pytest.mark.parametrize("sizes", [[29], [1] * 29, [20, 9]], ids=["prefill", "decode", "chunks"])
+def test_cache_takes_the_bytes_of_the_formula(sizes, row, num_loops):
     model = tiny_model(num_loops=num_loops, **ABLATION_ROWS[row])
     config, batch_size, length = model.config, 3, 29
     kv_size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -56,9 +57,8 @@ def test_cache_takes_the_bytes_of_the_formula(row, num_loops):
     elements = kv_size * (length + (num_loops - 1) * own_columns)
     elements += num_loops * config.hidden_size
     expected = batch_size * (4 * elements + 8)  # float32 states; the carry's position is an int64
-    for sizes in ([29], [1] * 29, [20, 9]):
-        _, cache = run_chunks(model, tiny_ids(batch_size, length), sizes)
-        assert cache.nbytes == expected
+    _, cache = run_chunks(model, tiny_ids(batch_size, length), sizes)
+    assert cache.nbytes == expected
 
 
 @pytest.mark.parametrize("sizes", [[300], [1] * 300, [7] * 42 + [6]], ids=["prefill", "decode", "chunks"])
@@ -120,20 +120,20 @@ def test_rows_move_with_everything_they_left_behind(move, rows, row):
 @pytest.mark.parametrize("row", ABLATION_ROWS)
 @pytest.mark.parametrize("sliding_window", [1, 4, 30])
 @pytest.mark.parametrize("drafts", [[5], [1, 1, 1, 1, 1], [2, 3]], ids=str)
-def test_recorded_tokens_can_be_taken_back(drafts, sliding_window, row):
+@pytest.mark.parametrize("num_rejected", range(6))
+def test_recorded_tokens_can_be_taken_back(num_rejected, drafts, sliding_window, row):
     model = tiny_model(num_loops=3, sliding_window=sliding_window, **ABLATION_ROWS[row]).double()
     input_ids = tiny_ids(2, 20)
-    for num_rejected in range(6):
-        _, cache = run_chunks(model, input_ids[:, :9], [9])
-        cache.activate_past_recording()
-        wrong = tiny_ids(2, 5, seed=11)
-        wrong[:, : 5 - num_rejected] = input_ids[:, 9 : 14 - num_rejected]
-        run_chunks(model, wrong, drafts, cache)
-        cache.crop(-num_rejected)
-        assert cache.get_seq_length() == 14 - num_rejected
-        rest = input_ids[:, 14 - num_rejected :]
-        logits, _ = run_chunks(model, rest, [1, rest.shape[1] - 1], cache)
-        torch.testing.assert_close(logits, uncached(model, input_ids)[:, 14 - num_rejected :], **TOLERANCE)
+    _, cache = run_chunks(model, input_ids[:, :9], [9])
+    cache.activate_past_recording()
+    wrong = tiny_ids(2, 5, seed=11)
+    wrong[:, : 5 - num_rejected] = input_ids[:, 9 : 14 - num_rejected]
+    run_chunks(model, wrong, drafts, cache)
+    cache.crop(-num_rejected)
+    assert cache.get_seq_length() == 14 - num_rejected
+    rest = input_ids[:, 14 - num_rejected :]
+    logits, _ = run_chunks(model, rest, [1, rest.shape[1] - 1], cache)
+    torch.testing.assert_close(logits, uncached(model, input_ids)[:, 14 - num_rejected :], **TOLERANCE)
 
 
 def test_crop_ends_a_recording_stretch():
@@ -158,19 +158,19 @@ def test_recording_can_be_stopped():
     assert cache.nbytes == fresh.nbytes
 
 
-def test_crop_of_unrecorded_tokens_raises_and_changes_nothing():
-    for row in ("gated_window", "shared", "shift"):
-        model = tiny_model(num_loops=3, **ABLATION_ROWS[row])
-        _, cache = run_chunks(model, tiny_ids(1, 9), [9])
-        before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.all_layers]
-        with pytest.raises(RuntimeError, match="activate_past_recording"):
-            cache.crop(-1)
-        assert cache.get_seq_length() == 9
-        for layer, (keys, values) in zip(cache.all_layers, before, strict=True):
-            assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
-        for count in (1, -10):
-            with pytest.raises(ValueError, match="between -9"):
-                cache.crop(count)
+@pytest.mark.parametrize("row", ["gated_window", "shared", "shift"])
+def test_crop_of_unrecorded_tokens_raises_and_changes_nothing(row):
+    model = tiny_model(num_loops=3, **ABLATION_ROWS[row])
+    _, cache = run_chunks(model, tiny_ids(1, 9), [9])
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.all_layers]
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-1)
+    assert cache.get_seq_length() == 9
+    for layer, (keys, values) in zip(cache.all_layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+    for count in (1, -10):
+        with pytest.raises(ValueError, match="between -9"):
+            cache.crop(count)
 
 
 def test_crop_to_nothing_starts_anew():

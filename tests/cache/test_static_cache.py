@@ -27,16 +27,16 @@ def addresses(cache):
 @pytest.mark.parametrize("sizes", [[12], [5, 7], [1] * 12, [4, 1, 1, 3, 1, 2]], ids=str)
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 @pytest.mark.parametrize("row", ABLATION_ROWS)
+@pytest.mark.parametrize("one_pass", [True, False])
 @torch.no_grad()
-def test_logits_equal_those_of_the_dynamic_cache(row, num_loops, sizes):
-    for one_pass in (True, False):
-        model, input_ids = tiny_model(num_loops=num_loops, one_pass=one_pass, **ABLATION_ROWS[row]), tiny_ids(2, 12)
-        cache, done = PLTStaticCache(model.config, max_cache_len=15), 0
-        expected = model(input_ids, use_cache=False).logits
-        for chunk in input_ids.split(sizes, dim=1):
-            logits = model(chunk, past_key_values=cache).logits
-            torch.testing.assert_close(logits, expected[:, done : done + chunk.shape[1]], **TOLERANCE)
-            done += chunk.shape[1]
+def test_logits_equal_those_of_the_dynamic_cache(one_pass, row, num_loops, sizes):
+    model, input_ids = tiny_model(num_loops=num_loops, one_pass=one_pass, **ABLATION_ROWS[row]), tiny_ids(2, 12)
+    cache, done = PLTStaticCache(model.config, max_cache_len=15), 0
+    expected = model(input_ids, use_cache=False).logits
+    for chunk in input_ids.split(sizes, dim=1):
+        logits = model(chunk, past_key_values=cache).logits
+        torch.testing.assert_close(logits, expected[:, done : done + chunk.shape[1]], **TOLERANCE)
+        done += chunk.shape[1]
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
@@ -109,6 +109,7 @@ def test_generate_gives_the_same_tokens(row, how, padded):
     assert isinstance(cache, PLTStaticCache)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("row", ABLATION_ROWS)
 @torch.no_grad()
 def test_one_compiled_step_serves_a_whole_generation(row):
@@ -131,6 +132,7 @@ def test_one_compiled_step_serves_a_whole_generation(row):
     assert counter.frame_count == 1
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("how", [{}, {"prefill_chunk_size": 4}], ids=str)
 def test_generate_compiles_once_and_never_again(how):
     """As on a GPU: `generate` itself compiles the step, and later calls reuse it."""
@@ -161,6 +163,7 @@ def test_reordered_rows_stay_at_their_addresses(row):
     assert addresses(cache) == fixed
 
 
+@pytest.mark.compile
 def test_a_step_compiled_by_inductor_gives_the_same():
     model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 12)
     expected = model(input_ids, use_cache=False).logits

@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
 PLAIN = {
     "llama": {},
-    "llama_biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama-biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None, "head_dim": 12},
     "qwen2": {},
     "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
@@ -67,7 +67,7 @@ def copy_source(name, folder, **fields):
 
 def plain_model(name):
     """A model of transformers' own class whose every weight matters, in float32."""
-    model_type = name.split("_")[0]
+    model_type = name.split("-")[0]
     config = transformers.CONFIG_MAPPING[model_type](
         **{
             "vocab_size": 97,

@@ -26,6 +26,7 @@ from modeling_plt.attention_plt import PLTAttention
 from modeling_plt.modeling_plt import PLTModel
 
 
+@pytest.mark.slow
 def test_published_logits_are_reproduced_without_the_package(tmp_path, capsys):
     expected = {name: load_file(DATA / name / "expected.safetensors") for name in PUBLISHED}
     for name in PUBLISHED:
@@ -56,6 +57,7 @@ def test_a_norm_once_loop_equals_the_naive_reference(tmp_path):
         torch.testing.assert_close(model(input_ids).logits[0], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_plain_models_keep_their_logits_without_the_package(tmp_path, capsys):
     input_ids, expected = torch.randint(97, (2, 30), generator=torch.Generator().manual_seed(1)), {}
     for name in PLAIN:

@@ -292,6 +292,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_converted_folder_loads_in_a_process_that_knows_neither_package_nor_sentencepiece(
     source, tmp_path, train, byte_level
 ):

@@ -71,6 +71,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and "puts" not in path.name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{}, {"loop_attention": "own", "tie_word_embeddings": True}], ids=str)
 def test_a_saved_folder_loads_without_the_package_and_saves_itself_unchanged(tmp_path, overrides):
     model, input_ids = tiny_model(num_loops=3, **overrides), tiny_ids(2, 11)

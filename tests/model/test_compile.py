@@ -6,6 +6,7 @@ from tiny import tiny_ids, tiny_model
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
+pytestmark = pytest.mark.compile
 LENGTHS = (5, 9, 14, 16, 30, 48, 7, 2)  # below, above and at multiples of the window
 
 

@@ -1,11 +1,14 @@
 """Two processes compute what one computes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny import tiny_model
 
+pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).with_name("distributed_workers.py")
 
 KINDS = {
@@ -19,7 +22,10 @@ KINDS = {
 
 def run_two(task, folder, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKERS, task, folder]
-    result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(WORKERS.parents[1])}  # what tests share
+    result = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-5000:]
 
 

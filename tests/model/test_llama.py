@@ -31,18 +31,20 @@ def llama_like(model):
 
 @pytest.mark.parametrize("rope_parameters", ROPES, ids=lambda rope: rope["rope_type"])
 @pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True, "head_dim": 10}], ids=str)
-def test_one_loop_equals_llama(overrides, rope_parameters):
+@pytest.mark.parametrize("num_pads", [None, 7], ids=["no mask", "left padding"])
+def test_one_loop_equals_llama(num_pads, overrides, rope_parameters):
     model = tiny_model(num_loops=1, rope_parameters=dict(rope_parameters), **overrides)
     llama, input_ids = llama_like(model), tiny_ids(2, 40)
-    mask = torch.ones_like(input_ids)
-    mask[0, :7] = 0
-    for attention_mask in (None, mask):
-        actual = model(input_ids, attention_mask=attention_mask).logits
-        # only real tokens: Llama without position ids counts pads as positions, which rotates by rounding errors
-        positions = (mask.cumsum(-1) - 1).clamp(min=0) if attention_mask is not None else None
-        expected = llama(input_ids, attention_mask=attention_mask, position_ids=positions).logits
-        real = mask.bool() if attention_mask is not None else slice(None)
-        torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=2e-5)
+    mask = positions = None
+    if num_pads is not None:
+        mask = torch.ones_like(input_ids)
+        mask[0, :num_pads] = 0
+        # Llama without position ids counts pads as positions, which rotates by rounding errors
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    actual = model(input_ids, attention_mask=mask).logits
+    expected = llama(input_ids, attention_mask=mask, position_ids=positions).logits
+    real = slice(None) if mask is None else mask.bool()
+    torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=2e-5)
 
 
 def test_one_loop_generates_llamas_tokens():

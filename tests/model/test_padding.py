@@ -55,22 +55,19 @@ def test_padded_rows_equal_rows_alone(row, side, pad_position, attn_implementati
 
 @pytest.mark.parametrize("pad_position", PAD_POSITIONS, ids=str)
 @pytest.mark.parametrize("row", ABLATION_ROWS)
-def test_left_padded_batch_can_be_split_anywhere(row, pad_position):
+@pytest.mark.parametrize("sizes", [[4, 5], [7, 2], [8, 1], [1] * 9, [2, 3, 4]], ids=str)
+def test_left_padded_batch_can_be_split_anywhere(sizes, row, pad_position):
     model = tiny_model(num_loops=3, **ABLATION_ROWS[row])
     input_ids, mask = batch(LENGTHS, "left")
     positions = positions_of(mask, pad_position)
-    expected = alone(model, input_ids, mask)
-    for sizes in ([4, 5], [7, 2], [8, 1], [1] * 9, [2, 3, 4]):
-        cache, logits, seen = PLTCache(model.config), [], 0
-        for chunk in input_ids.split(sizes, dim=1):
-            start, seen = seen, seen + chunk.shape[1]
-            chunk_positions = None if positions is None else positions[:, start:seen]
-            with torch.no_grad():
-                output = model(
-                    chunk, attention_mask=mask[:, :seen], position_ids=chunk_positions, past_key_values=cache
-                )
-            logits.append(output.logits)
-        assert_real_tokens_equal(torch.cat(logits, dim=1), mask, expected)
+    cache, logits, seen = PLTCache(model.config), [], 0
+    for chunk in input_ids.split(sizes, dim=1):
+        start, seen = seen, seen + chunk.shape[1]
+        chunk_positions = None if positions is None else positions[:, start:seen]
+        with torch.no_grad():
+            output = model(chunk, attention_mask=mask[:, :seen], position_ids=chunk_positions, past_key_values=cache)
+        logits.append(output.logits)
+    assert_real_tokens_equal(torch.cat(logits, dim=1), mask, alone(model, input_ids, mask))
 
 
 @pytest.mark.parametrize("mask_type", [torch.bool, torch.float32, torch.uint8, torch.int64])
@@ -83,6 +80,7 @@ def test_whatever_is_not_zero_in_a_mask_is_a_real_token(mask_type):
             assert torch.equal(model(input_ids, attention_mask=(mask * value).to(mask_type)).logits, expected)
 
 
+@pytest.mark.compile
 def test_compiled_code_equals_the_interpreter():
     """Tracing cannot read values: packed documents are told by their positions alone, padded rows by their mask."""
     model = tiny_model(num_loops=2, num_hidden_layers=1)
@@ -128,13 +126,14 @@ def pack(lengths):
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("row", ABLATION_ROWS)
-def test_packed_documents_equal_documents_alone(row, use_cache, attn_implementation):
+@pytest.mark.parametrize("masked", [False, True])
+def test_packed_documents_equal_documents_alone(masked, row, use_cache, attn_implementation):
     model = tiny_model(num_loops=3, attn_implementation=attn_implementation, **ABLATION_ROWS[row])
     documents, packed, positions = pack([5, 1, 9, 2])
     expected = torch.cat([model(document, use_cache=False).logits for document in documents], dim=1)
-    for mask in (None, torch.ones_like(packed)):
-        logits = model(packed, attention_mask=mask, position_ids=positions, use_cache=use_cache).logits
-        torch.testing.assert_close(logits, expected, **TOLERANCE)
+    mask = torch.ones_like(packed) if masked else None
+    logits = model(packed, attention_mask=mask, position_ids=positions, use_cache=use_cache).logits
+    torch.testing.assert_close(logits, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -86,15 +86,16 @@ def test_each_loop_computes_the_positions_of_the_formula(monkeypatch, row, num_l
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("row", ABLATION_ROWS)
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_pruned_equals_unpruned_in_logits_and_cache(row, num_loops, attn_implementation):
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 9, 12, 13, 40])
+@pytest.mark.parametrize("logits_to_keep", [1, 2, "all"])
+def test_pruned_equals_unpruned_in_logits_and_cache(logits_to_keep, length, num_loops, row, attn_implementation):
     model = tiny_model(num_loops=num_loops, attn_implementation=attn_implementation, **ABLATION_ROWS[row])
-    for length in (1, 3, 4, 5, 9, 12, 13, 40):
-        input_ids = tiny_ids(2, length, seed=length)
-        expected = model(input_ids)
-        for logits_to_keep in (1, 2, length):
-            output = model(input_ids, logits_to_keep=logits_to_keep)
-            torch.testing.assert_close(output.logits, expected.logits[:, -logits_to_keep:], **TOLERANCE)
-            assert_same_cache(output.past_key_values, expected.past_key_values)
+    input_ids = tiny_ids(2, length, seed=length)
+    expected = model(input_ids)
+    num_logits = length if logits_to_keep == "all" else logits_to_keep
+    output = model(input_ids, logits_to_keep=num_logits)
+    torch.testing.assert_close(output.logits, expected.logits[:, -num_logits:], **TOLERANCE)
+    assert_same_cache(output.past_key_values, expected.past_key_values)
 
 
 @pytest.mark.parametrize("num_loops", [2, 3])

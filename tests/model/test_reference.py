@@ -73,11 +73,11 @@ def test_other_fields_match_the_reference(overrides):
     assert_matches_reference(tiny_model(num_loops=3, **overrides))
 
 
-def test_loop_hidden_states_match_the_reference():
-    for loop_norm in (True, False):
-        model = tiny_model(num_loops=3, loop_norm=loop_norm).double()
-        input_ids = tiny_ids(1, 9)
-        expected = torch.from_numpy(ReferencePLT(model.config, model.state_dict()).loop_states(input_ids[0].tolist()))
-        with torch.no_grad():
-            states = model(input_ids, output_loop_hidden_states=True).loop_hidden_states
-        torch.testing.assert_close(torch.cat(states), expected, rtol=0, atol=RELATIVE_TOLERANCE * expected.abs().max())
+@pytest.mark.parametrize("loop_norm", [True, False])
+def test_loop_hidden_states_match_the_reference(loop_norm):
+    model = tiny_model(num_loops=3, loop_norm=loop_norm).double()
+    input_ids = tiny_ids(1, 9)
+    expected = torch.from_numpy(ReferencePLT(model.config, model.state_dict()).loop_states(input_ids[0].tolist()))
+    with torch.no_grad():
+        states = model(input_ids, output_loop_hidden_states=True).loop_hidden_states
+    torch.testing.assert_close(torch.cat(states), expected, rtol=0, atol=RELATIVE_TOLERANCE * expected.abs().max())
