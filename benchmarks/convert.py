@@ -3,7 +3,7 @@
     python benchmarks/convert.py --gigabytes 4
 
 builds an Ouro checkpoint of random bfloat16 weights in four shards, copies it, converts it exactly and to a PLT with
-`plt-convert`, and prints one table. Converting an Ouro rewrites a shard, because its exit gate is dropped.
+`plt convert`, and prints one table. Converting an Ouro rewrites a shard, because its exit gate is dropped.
 """
 
 import argparse
@@ -85,12 +85,12 @@ def main() -> None:
         builder.start()
         builder.join()
         sizes = [file.stat().st_size / 1e9 for file in source.glob("*.safetensors")]
-        convert = [sys.executable, "-m", "conversion_plt.cli", str(source)]
+        convert = [sys.executable, "-m", "command_plt.main", "convert", str(source)]
         commands = {
             "import torch and transformers": [sys.executable, "-c", "import conversion_plt.convert"],
             "cp": ["cp", "-r", str(source), f"{folder}/copy"],
-            "plt-convert": [*convert, f"{folder}/exact"],
-            "plt-convert --to-plt": [*convert, f"{folder}/plt", "--to-plt"],
+            "plt convert": [*convert, f"{folder}/exact"],
+            "plt convert --to-plt": [*convert, f"{folder}/plt", "--to-plt"],
         }
         rows = []
         for name, command in commands.items():

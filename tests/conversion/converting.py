@@ -12,7 +12,7 @@ import pytest
 import transformers
 from tiny import randomize
 
-from conversion_plt.cli import main
+from command_plt.main import main
 from conversion_plt.messages import LONGEST_MESSAGE
 
 DATA = Path(__file__).parents[1] / "data"
@@ -26,8 +26,12 @@ PLAIN = {
 }
 
 
-def plt_convert(*arguments):
+def plt(*arguments):
     main([str(argument) for argument in arguments])
+
+
+def plt_convert(*arguments):
+    plt("convert", *arguments)
 
 
 def refused(capsys, *arguments):
@@ -70,7 +74,7 @@ def assert_refused(capsys, source, *options):
     """The command ends in one line of bounded length, and leaves nothing; the line."""
     message = refused(capsys, source, source.parent / "target", *options)
     assert {path.name for path in source.parent.iterdir()} == {source.name}
-    assert message.startswith("plt-convert: ") and "\n" not in message
+    assert message.startswith("plt: ") and "\n" not in message
     assert len(message) <= LONGEST_MESSAGE + 20
     return message
 
