@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How options are read: lists of values, and values that are refused with what was expected."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 
 class ListsCommand(TyperCommand):
-    """A command whose lists take their values after one name, `--ignore a b`, or after several."""
+    """A command whose lists take their values after one name, `--rows loop-2 plt-2`, or after several."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         lists = {name for param in self.params if param.multiple for name in param.opts}
@@ -36,5 +36,17 @@ def reader(read: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     return parse
 
 
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    return reader({name: name for name in names}.__getitem__, f"one of {', '.join(names)}")
+
+
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+positive = reader(at_least_one, "an integer of at least 1")
 integer = reader(int, "an integer")
 number = reader(float, "a number")

@@ -12,7 +12,8 @@ import pytest
 import conversion_plt.inspection
 from command_plt.main import main
 
-COMMANDS = ("convert", "inspect", "transformers")
+COMMANDS = ("convert", "inspect", "bench", "transformers")
+BENCHMARKS = ("memory", "decode", "loops", "prefill", "train", "all", "convert")
 
 
 def ended(capsys, line):
@@ -34,15 +35,17 @@ def test_help_names_every_command_and_the_next_step(capsys, line):
     assert "`plt COMMAND --help`" in output and "`plt inspect SOURCE`" in output
 
 
-@pytest.mark.parametrize("name", COMMANDS[:2])
+@pytest.mark.parametrize("name", [*COMMANDS[:3], *(f"bench {name}" for name in BENCHMARKS)])
 def test_every_command_has_help(capsys, name):
     with pytest.raises(SystemExit) as end:
         main([*name.split(), "--help"])
     output = capsys.readouterr().out
     assert end.value.code == 0 and f"Usage: plt {name} [OPTIONS]" in output
+    if name == "bench":
+        assert all(f"\n  {name} " in output for name in BENCHMARKS)
 
 
-@pytest.mark.parametrize("line", ["--help", "inspect --help", "convert a", "convert a b --loops x"])
+@pytest.mark.parametrize("line", ["--help", "bench decode --help", "convert a", "bench decode --rounds x"])
 def test_help_and_refused_options_import_nothing_heavy(line):
     code = """
 import sys
@@ -69,6 +72,11 @@ finally:
         ("convert a b --windows 3", "No such option: --windows (Possible options: --window)", "plt convert"),
         ("inspect", "Missing argument 'SOURCE'", "plt inspect"),
         ("inspect a --revision", "Option '--revision' requires an argument", "plt"),
+        (
+            "bench convert --gigabytes x",
+            "Invalid value for '--gigabytes': must be a number, got 'x'",
+            "plt bench convert",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_refused_in_one_sentence(capsys, line, message, step):
@@ -126,6 +134,14 @@ def test_whatever_a_library_makes_of_a_signal_it_ends_as_one(capsys, monkeypatch
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
     assert found == status and message.strip() == ("plt: interrupted" if status == 130 else "plt: terminated")
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("benchmarks_plt.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    status, message = ended(capsys, "bench prefill --size tiny")
+    assert status == 1 and "pandas" in message and message.endswith("Install the extra `bench`.")
 
 
 def test_transformers_gets_every_argument_and_knows_plt():

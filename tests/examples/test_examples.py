@@ -118,7 +118,7 @@ def test_readme_conversions_run(tmp_path, monkeypatch):
 
 
 def test_the_conversion_benchmark_runs(folder):
-    output = run(folder, ROOT / "benchmarks/convert.py", "--gigabytes", 0.01)
+    output = run(folder, "-m", "command_plt.main", "bench", "convert", "--gigabytes", 0.01)
     assert re.search(r"\| plt convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
 
 
