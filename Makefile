@@ -36,7 +36,7 @@ demo: $(READY)
 	cd $(RUN)/plt && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
-	$(BIN)/plt-convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
+	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
 	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt $(RUN)/converted --output $(RUN)
 
 test: lint

@@ -1,1 +1,1 @@
-"""What a PLT costs beside plain and looped models of its size: `plt-bench`."""
+"""What a PLT costs next to plain and looped models of its size: `plt bench`."""

@@ -1,44 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of the KV cache, the formula beside what a filled cache holds.
+"""Bytes of the KV cache, by the formula and in a filled cache.
 
 L loops, N layers, S tokens in the cache, W sliding window, D hidden.
 """
 
-from dataclasses import dataclass
-
+import pandas as pd
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
-from benchmarks_plt.filled_cache import fill, new_cache
-from benchmarks_plt.models import Setup, row_config
-from benchmarks_plt.rows import Row
 from configuration_plt import PLTConfig
 from modeling_plt import PLTCache
 
-CONTEXTS = (512, 1024, 2048, 4608)  # beside those that decoding starts from
+from .filled_cache import fill, new_cache
+from .models import Setup, row_config
+from .rows import Row
+
+CONTEXTS = (512, 1024, 2048, 4608)  # in addition to those that decoding starts from
 POSITION_BYTES = 8  # of the carry's position id
-
-
-@dataclass(frozen=True)
-class CacheBytes:
-    """Bytes of one sequence's cache, and the ratio of the measured ones to the plain row's."""
-
-    row: Row
-    context: int
-    theory: int
-    measured: int
-    ratio: float
-
-    def record(self) -> dict:
-        return {
-            "row": self.row.name,
-            "context": self.context,
-            "bytes, theory": self.theory,
-            "bytes, measured": self.measured,
-            "ratio to plain": self.ratio,
-            "published ratio": self.row.published_cache_ratio,
-        }
 
 
 def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
@@ -67,15 +46,15 @@ def measured(cache: Cache) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def measure_cache(setup: Setup, rows: list[Row], contexts: tuple[int, ...]) -> list[CacheBytes]:
+def measure_cache(setup: Setup, rows: list[Row], contexts: tuple[int, ...]) -> pd.DataFrame:
     """One cache at a time, batch 1; the first row is plain."""
-    results = []
+    records = []
     for context in tqdm(sorted({*contexts, *CONTEXTS}), desc="Filling caches", unit="context"):
-        plain = None
         for row in rows:
             config = row_config(setup.fields, row)
             num_bytes = measured(fill(new_cache(config), config, 1, context, setup.device, setup.dtype))
-            plain = plain or num_bytes
             expected = theory(config, context, setup.dtype.itemsize)
-            results.append(CacheBytes(row, context, expected, num_bytes, num_bytes / plain))
-    return results
+            records.append((row.name, context, expected, num_bytes))
+    table = pd.DataFrame(records, columns=["row", "context", "bytes, theory", "bytes, measured"])
+    plain = table.groupby("context")["bytes, measured"].transform("first")
+    return table.assign(**{"ratio to plain": table["bytes, measured"] / plain})

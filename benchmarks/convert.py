@@ -1,12 +1,10 @@
-"""Peak memory and time of a conversion, beside a plain copy of the same files.
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory and time of a conversion, next to a plain copy of the same files.
 
-    python benchmarks/convert.py --gigabytes 4
-
-builds an Ouro checkpoint of random bfloat16 weights in four shards, copies it, converts it exactly and to a PLT with
-`plt-convert`, and prints one table. Converting an Ouro rewrites a shard, because its exit gate is dropped.
+Converting an Ouro rewrites a shard, because its exit gate is dropped. The peak of a process counts in what its parent
+holds: libraries are imported where they are used, and never before the processes that are measured.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -17,17 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from tabulate import tabulate
-from tqdm.auto import tqdm
-
 HIDDEN, INTERMEDIATE, HEADS, VOCAB = 2048, 5632, 16, 16384
 SHARDS = 4
 
 
 def build(folder: Path, gigabytes: float) -> None:
-    """An Ouro checkpoint of about that size."""
+    """An Ouro checkpoint of about that size, of random bfloat16 weights."""
+    import torch
+    from huggingface_hub import save_torch_state_dict
+
     layer = {f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
     layer |= {"mlp.gate_proj": (INTERMEDIATE, HIDDEN), "mlp.up_proj": (INTERMEDIATE, HIDDEN)}
     layer |= {"mlp.down_proj": (HIDDEN, INTERMEDIATE)}
@@ -39,13 +35,8 @@ def build(folder: Path, gigabytes: float) -> None:
     shapes |= {"model.embed_tokens.weight": (VOCAB, HIDDEN), "lm_head.weight": (VOCAB, HIDDEN)}
     shapes |= {"model.norm.weight": (HIDDEN,), "model.early_exit_gate.weight": (1, HIDDEN)}
     shapes |= {"model.early_exit_gate.bias": (1,)}
-    names, weight_map = list(shapes), {}
-    for number in tqdm(range(SHARDS), desc="Building", unit="shard"):
-        part = names[number * len(names) // SHARDS : (number + 1) * len(names) // SHARDS]
-        tensors = {name: torch.randn(shapes[name], dtype=torch.bfloat16) / math.sqrt(HIDDEN) for name in part}
-        save_file(tensors, folder / f"part-{number}.safetensors", metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    tensors = {name: torch.randn(shape, dtype=torch.bfloat16) / math.sqrt(HIDDEN) for name, shape in shapes.items()}
+    save_torch_state_dict(tensors, folder, max_shard_size=math.ceil(gigabytes * 1e9 / SHARDS))
     config = {
         "model_type": "ouro",
         "vocab_size": VOCAB,
@@ -69,36 +60,30 @@ def run(*command: str) -> tuple[float, float]:
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed.")
+        raise ChildProcessError(f"`{' '.join(command)}` failed.")
     return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint (default: 4)")
-    args = parser.parse_args()
+def measure_conversion(gigabytes: float) -> None:
+    """Build a checkpoint, copy it, convert it exactly and to a PLT; print what each took."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        # in a process of its own: the peak of a process counts in what its parent held when it started
-        builder = multiprocessing.get_context("spawn").Process(target=build, args=(source, args.gigabytes))
+        builder = multiprocessing.get_context("spawn").Process(target=build, args=(source, gigabytes))
         builder.start()
         builder.join()
         sizes = [file.stat().st_size / 1e9 for file in source.glob("*.safetensors")]
-        convert = [sys.executable, "-m", "conversion_plt.cli", str(source)]
+        convert = [sys.executable, "-m", "command_plt.main", "convert", str(source)]
         commands = {
             "import torch and transformers": [sys.executable, "-c", "import conversion_plt.convert"],
             "cp": ["cp", "-r", str(source), f"{folder}/copy"],
-            "plt-convert": [*convert, f"{folder}/exact"],
-            "plt-convert --to-plt": [*convert, f"{folder}/plt", "--to-plt"],
+            "plt convert": [*convert, f"{folder}/exact"],
+            "plt convert --to-plt": [*convert, f"{folder}/plt", "--to-plt"],
         }
-        rows = []
-        for name, command in commands.items():
-            seconds, peak = run(*command)
-            rows.append([name, round(seconds, 1), round(peak, 2)])
+        records = [(name, *run(*command)) for name, command in commands.items()]
+    import pandas as pd
+
+    from .report import markdown
+
     print(f"\n{sum(sizes):.2f} GB in {SHARDS} shards of at most {max(sizes):.2f} GB")
-    print(tabulate(rows, headers=["command", "seconds", "peak RSS, GB"], tablefmt="github"))
-
-
-if __name__ == "__main__":
-    main()
+    print(markdown(pd.DataFrame(records, columns=["command", "seconds", "peak RSS, GB"]).round(2)))

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Milliseconds per decoded token, by batch size and context length."""
+"""Milliseconds per decoded token, by batch size and context length, or by loops."""
 
-import itertools
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from benchmarks_plt.filled_cache import fill, new_cache
-from benchmarks_plt.models import Setup, SharedWeights
-from benchmarks_plt.rows import Row
-from benchmarks_plt.timing import WARMUP_ROUNDS, Timed, time_interleaved
 from modeling_plt.cache_name_plt import THEIRS
+
+from .filled_cache import fill, new_cache
+from .models import SharedWeights
+from .rows import LOOPED_ROWS, Row
+from .timing import WARMUP_ROUNDS, measure_rows
 
 TOKENS = 4  # decoded per row and round
 
@@ -48,20 +49,24 @@ def greedy_steps(
     return sample
 
 
-def measure_point(
-    models: dict[Row, PreTrainedModel], batch_size: int, context: int, rounds: int, setup: Setup
-) -> list[Timed]:
-    """All rows at one batch size and context; their caches are in memory together until it returns."""
-    max_cache_len = context + TOKENS * (WARMUP_ROUNDS + rounds) if setup.compiled else None
-    samples = {row.name: greedy_steps(model, batch_size, context, max_cache_len) for row, model in models.items()}
-    description = f"Decoding, batch {batch_size}, context {context}"
-    timings = time_interleaved(samples, rounds, setup.device, description, per_sample=TOKENS)
-    return [Timed(row, {"batch": batch_size, "context": context}, timings[row.name]) for row in models]
-
-
 def measure_decoding(
-    weights: SharedWeights, rows: list[Row], batch_sizes: tuple[int, ...], contexts: tuple[int, ...], rounds: int
-) -> list[Timed]:
-    models = {row: weights.build(row) for row in rows}
-    points = itertools.product(batch_sizes, contexts)
-    return [timed for point in points for timed in measure_point(models, *point, rounds, weights.setup)]
+    weights: SharedWeights, rows: list[Row], batch_sizes: list[int], contexts: list[int], rounds: int
+) -> pd.DataFrame:
+    def sample(model: PreTrainedModel, batch: int, context: int) -> Callable[[], None]:
+        max_cache_len = context + TOKENS * (WARMUP_ROUNDS + rounds) if weights.setup.compiled else None
+        return greedy_steps(model, batch, context, max_cache_len)
+
+    points = [{"batch": batch, "context": context} for batch in batch_sizes for context in contexts]
+    return measure_rows(weights, rows, points, sample, rounds, "ms per token", per_sample=TOKENS)
+
+
+def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds: int) -> pd.DataFrame:
+    """One point, all loop counts in the same rounds; one loop is the plain row and stands under both kinds."""
+    loops = pd.DataFrame(
+        [(kind, row.num_loops, row.name) for kind, rows in LOOPED_ROWS.items() for row in rows],
+        columns=["kind", "loops", "row"],
+    )
+    rows = list({row.name: row for rows in LOOPED_ROWS.values() for row in rows}.values())
+    timed = measure_decoding(weights, rows, [batch_size], [context], rounds)
+    table = loops.merge(timed, on="row").drop(columns=["row", "passes"])
+    return table.assign(**{"parallel efficiency": 1 / table["ratio to plain"]})

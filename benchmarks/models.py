@@ -11,9 +11,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import modeling_plt  # noqa: F401, makes the Auto classes know PLT
-from benchmarks_plt.rows import Row
 from configuration_plt import PLTConfig
 from modeling_plt.few_rows import speed_up_few_rows
+
+from .rows import Row
 
 NOT_LLAMAS = ("architectures", "auto_map", "model_type", "transformers_version")
 
@@ -74,3 +75,9 @@ class SharedWeights:
         """Ones for norms, and for the rest numbers as small as those that training starts from."""
         tensor = torch.ones(shape, dtype=self.setup.dtype, device=self.setup.device)
         return tensor if "norm" in name else tensor.uniform_(-0.035, 0.035, generator=self.generator)
+
+
+def random_ids(length: int, setup: Setup) -> Tensor:
+    """Token ids `[1, length]`, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(setup.fields["vocab_size"], (1, length), generator=generator).to(setup.device)

@@ -6,46 +6,25 @@ the libraries count in. The processes are forks of one that has imported what th
 that this one started directly would count this one's peak as its own.
 """
 
+import itertools
 import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks_plt.models import Setup, SharedWeights
-from benchmarks_plt.random_ids import random_ids
-from benchmarks_plt.rows import PLAIN, Row
-from benchmarks_plt.train import training_step
 from modeling_plt.cache_name_plt import THEIRS
 
-TOKENS = 4  # decoded behind the prompt
+from .models import Setup, SharedWeights, random_ids
+from .rows import Row
+from .train import training_step
+
+TOKENS = 4  # decoded after the prompt
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """Bytes; the ratio is to the plain row's."""
-
-    row: Row
-    phase: str
-    num_tokens: int
-    weights: int
-    peak: int
-    ratio: float
-
-    def record(self) -> dict:
-        return {
-            "row": self.row.name,
-            "phase": self.phase,
-            "tokens": self.num_tokens,
-            "weights, MB": self.weights / 1e6,
-            "peak, MB": self.peak / 1e6,
-            "ratio to plain": self.ratio,
-        }
 
 
 @torch.inference_mode()
@@ -74,19 +53,18 @@ def run_alone(setup: Setup, row: Row, phase: str, num_tokens: int, num_threads: 
     return held, RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure_memory(setup: Setup, rows: list[Row], prompt_length: int, train_length: int) -> list[PeakMemory]:
+def measure_memory(setup: Setup, rows: list[Row], prompt_length: int, train_length: int) -> pd.DataFrame:
     """Batch 1; the first row is plain."""
-    results = []
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     lengths = dict(zip(PHASES, (prompt_length, train_length), strict=True))
-    jobs = [(row, phase) for phase in PHASES for row in rows]
-    plain: dict[str, int] = {}
-    for row, phase in tqdm(jobs, desc="Peak memory", unit="process"):
+    records = []
+    for phase, row in tqdm(list(itertools.product(PHASES, rows)), desc="Peak memory", unit="process"):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             job = pool.submit(run_alone, setup, row, phase, lengths[phase], torch.get_num_threads())
             held, peak = job.result()
-        if row == PLAIN:
-            plain[phase] = peak
-        results.append(PeakMemory(row, phase, lengths[phase], held, peak, peak / plain[phase]))
-    return results
+        records.append((row.name, phase, lengths[phase], held / 1e6, peak / 1e6))
+    table = pd.DataFrame(records, columns=["row", "phase", "tokens", "weights, MB", "peak, MB"])
+    return table.assign(
+        **{"ratio to plain": table["peak, MB"] / table.groupby("phase")["peak, MB"].transform("first")}
+    )

@@ -3,13 +3,13 @@
 
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from benchmarks_plt.models import SharedWeights
-from benchmarks_plt.random_ids import random_ids
-from benchmarks_plt.rows import Row
-from benchmarks_plt.timing import Timed, time_interleaved
+from .models import SharedWeights, random_ids
+from .rows import Row
+from .timing import measure_rows
 
 
 def first_token(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[], None]:
@@ -22,14 +22,9 @@ def first_token(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[],
     return sample
 
 
-def measure_prefill(
-    weights: SharedWeights, rows: list[Row], prompt_lengths: tuple[int, ...], rounds: int
-) -> list[Timed]:
-    models = {row: weights.build(row) for row in rows}
-    timed = []
-    for length in prompt_lengths:
-        input_ids = random_ids(length, weights.setup)
-        samples = {row.name: first_token(model, input_ids) for row, model in models.items()}
-        timings = time_interleaved(samples, rounds, weights.setup.device, f"Prefill, {length} tokens")
-        timed += [Timed(row, {"prompt": length}, timings[row.name]) for row in rows]
-    return timed
+def measure_prefill(weights: SharedWeights, rows: list[Row], prompt_lengths: list[int], rounds: int) -> pd.DataFrame:
+    def sample(model: PreTrainedModel, prompt: int) -> Callable[[], None]:
+        return first_token(model, random_ids(prompt, weights.setup))
+
+    points = [{"prompt": length} for length in prompt_lengths]
+    return measure_rows(weights, rows, points, sample, rounds, "ms to first token")

@@ -1,94 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interleaved timing: all rows take turns within every round, so that a busy machine slows all of them alike."""
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
+import pandas as pd
+from torch.utils.benchmark import timer
 from tqdm.auto import tqdm
 
-from benchmarks_plt.rows import PLAIN, Row
+from .models import SharedWeights
+from .rows import PLAIN, Row
 
 WARMUP_ROUNDS = 1  # in which a sample decodes several tokens: a compiled step is recorded in its second call
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one row in each round, and in each round the ratio to the plain row's."""
-
-    milliseconds: list[float]
-    ratios: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.milliseconds)
-
-    @property
-    def ratio(self) -> float:
-        """The median of the ratios, which a slow round changes less than a ratio of medians."""
-        return statistics.median(self.ratios)
-
-    def record(self, label: str) -> dict:
-        """For a table and, the lists, for the file behind it."""
-        return {
-            label: self.median,
-            "min": min(self.milliseconds),
-            "max": max(self.milliseconds),
-            "ratio to plain": self.ratio,
-            f"{label}, by round": self.milliseconds,
-            "ratio to plain, by round": self.ratios,
-        }
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A row's timing at one point of what is varied, such as `{"batch": 4, "context": 512}`."""
-
-    row: Row
-    point: dict[str, int]
-    timing: Timing
-
-    def record(self, label: str) -> dict:
-        return {"row": self.row.name, "passes": self.row.num_passes} | self.point | self.timing.record(label)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU is never behind."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_interleaved(
     samples: dict[str, Callable[[], None]],
     rounds: int,
-    device: torch.device,
     description: str,
     per_sample: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Time every sample once a round, after `WARMUP_ROUNDS` that do not count.
+    clock: Callable[[], float] = timer,
+) -> pd.DataFrame:
+    """Milliseconds of every sample, a line per round and a column per row; `WARMUP_ROUNDS` more do not count.
 
     Args:
-        samples: by name of the row; one of them is plain. Each round starts with the next of them.
+        samples: by name of the row. Each round starts with the next of them.
         description: for the progress bar.
-        per_sample: what a sample does so many times; the times are per one.
-        clock: seconds.
+        per_sample: how often a sample does what is timed; the times are of one.
+        clock: seconds; `torch.utils.benchmark.timer` first waits for the accelerator, if there is one.
     """
     names = list(samples)
-    milliseconds: dict[str, list[float]] = {name: [] for name in names}
+    lines = []
     for number in tqdm(range(WARMUP_ROUNDS + rounds), desc=description, unit="round"):
         first = number % len(names)
+        line = {}
         for name in names[first:] + names[:first]:
-            synchronize(device)
             start = clock()
             samples[name]()
-            synchronize(device)
-            milliseconds[name].append(1000 * (clock() - start) / per_sample)
-    counted = {name: values[WARMUP_ROUNDS:] for name, values in milliseconds.items()}
-    plain = counted[PLAIN.name]
-    return {
-        name: Timing(values, [own / other for own, other in zip(values, plain, strict=True)])
-        for name, values in counted.items()
-    }
+            line[name] = 1000 * (clock() - start) / per_sample
+        lines.append(line)
+    return pd.DataFrame(lines, columns=names).iloc[WARMUP_ROUNDS:]
+
+
+def measure_rows(
+    weights: SharedWeights,
+    rows: list[Row],
+    points: list[dict[str, int]],
+    make_sample: Callable[..., Callable[[], None]],
+    rounds: int,
+    label: str,
+    per_sample: int = 1,
+) -> pd.DataFrame:
+    """A line per row at each point of what is varied, such as `{"batch": 4, "context": 512}`; one row is plain.
+
+    The ratio is the median of each round's: a slow round changes it less than a ratio of medians.
+
+    Args:
+        make_sample: makes what is timed of a model and a point; samples are in memory together, for one point.
+        label: of the column of times.
+    """
+    models = {row.name: weights.build(row) for row in rows}
+
+    def measure_point(point: dict[str, int]) -> pd.DataFrame:
+        samples = {name: make_sample(model, **point) for name, model in models.items()}
+        times = time_interleaved(samples, rounds, f"{label}, {point}", per_sample)
+        ratios = times.div(times[PLAIN.name], axis="index")
+        names = {"row": list(models), "passes": [row.num_passes for row in rows]}
+        figures = {label: times.median(), "min": times.min(), "max": times.max(), "ratio to plain": ratios.median()}
+        by_round = {label: times, "ratio to plain": ratios}
+        lists = {f"{name}, by round": values.T.to_numpy().tolist() for name, values in by_round.items()}
+        return pd.DataFrame(names | point | figures | lists, index=times.columns)
+
+    return pd.concat([measure_point(point) for point in points], ignore_index=True)

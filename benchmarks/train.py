@@ -3,13 +3,13 @@
 
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from benchmarks_plt.models import SharedWeights
-from benchmarks_plt.random_ids import random_ids
-from benchmarks_plt.rows import Row
-from benchmarks_plt.timing import Timed, time_interleaved
+from .models import SharedWeights, random_ids
+from .rows import Row
+from .timing import measure_rows
 
 
 def training_step(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[], None]:
@@ -23,8 +23,9 @@ def training_step(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[
     return sample
 
 
-def measure_training(weights: SharedWeights, rows: list[Row], length: int, rounds: int) -> list[Timed]:
-    input_ids = random_ids(length, weights.setup)
-    samples = {row.name: training_step(weights.build(row), input_ids) for row in rows}
-    timings = time_interleaved(samples, rounds, weights.setup.device, f"Training, {length} tokens")
-    return [Timed(row, {"tokens": length}, timings[row.name]) for row in rows]
+def measure_training(weights: SharedWeights, rows: list[Row], length: int, rounds: int) -> pd.DataFrame:
+    def sample(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
+        return training_step(model, random_ids(tokens, weights.setup))
+
+    table = measure_rows(weights, rows, [{"tokens": length}], sample, rounds, "ms per step")
+    return table.assign(**{"ratio to passes x plain": table["ratio to plain"] / table["passes"]})

@@ -1,1 +1,1 @@
-"""Published checkpoints become PLT: `plt-convert`."""
+"""Published checkpoints become PLT: `plt convert`."""

@@ -14,7 +14,7 @@ from clean_process import run_in_clean_process
 from safetensors.torch import load_file, save_file
 from tiny import randomize
 
-from conversion_plt.cli import main
+from command_plt.main import main
 from conversion_plt.messages import LONGEST_MESSAGE
 
 DATA = Path(__file__).parents[1] / "data"
@@ -43,8 +43,12 @@ for folder in sys.argv[1:]:
 """
 
 
-def plt_convert(*arguments):
+def plt(*arguments):
     main([str(argument) for argument in arguments])
+
+
+def plt_convert(*arguments):
+    plt("convert", *arguments)
 
 
 def refused(capsys, *arguments):
@@ -87,7 +91,7 @@ def assert_refused(capsys, source, *options):
     """The command ends in one line of bounded length, and leaves nothing; the line."""
     message = refused(capsys, source, source.parent / "target", *options)
     assert {path.name for path in source.parent.iterdir()} == {source.name}
-    assert message.startswith("plt-convert: ") and "\n" not in message
+    assert message.startswith("plt: ") and "\n" not in message
     assert len(message) <= LONGEST_MESSAGE + 20
     return message
 

@@ -40,7 +40,7 @@ def write_index(source, weight_map):
 
 def attempt(source):
     target = source.parent / "target"
-    convert(Request(str(source), target, "plt-convert", expected=source / "expected.safetensors"))
+    convert(Request(str(source), target, "plt convert", expected=source / "expected.safetensors"))
     return target
 
 

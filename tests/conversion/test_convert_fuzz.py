@@ -111,7 +111,7 @@ def attempt(draw, *arguments):
             plt_convert(*arguments)
     except SystemExit as end:
         message = str(end.code)
-        assert message == "130" or message.startswith("plt-convert: "), draw
+        assert message == "130" or message.startswith("plt: "), draw
         assert message.isprintable() and len(message) <= LONGEST_MESSAGE + 20, draw
         return message
     except BaseException as error:

@@ -257,7 +257,7 @@ def test_what_a_killed_run_left_is_named_and_kept(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "number, code, sentence",
-    [(signal.SIGINT, 130, "plt-convert: interrupted"), (signal.SIGTERM, 1, "plt-convert: terminated")],
+    [(signal.SIGINT, 130, "plt: interrupted"), (signal.SIGTERM, 1, "plt: terminated")],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_signal_ends_the_command_in_one_line_and_leaves_nothing(
@@ -272,13 +272,16 @@ def test_a_signal_ends_the_command_in_one_line_and_leaves_nothing(
 
 
 def test_an_interruption_of_the_imports_is_one_line_too(tmp_path):
-    command = [sys.executable, "-c", "from conversion_plt.cli import main; print('go', flush=True); main()"]
+    command = [sys.executable, "-c", "from command_plt.main import main; print('go', flush=True); main()"]
     with subprocess.Popen(
-        [*command, str(SOURCE), str(tmp_path / "target")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "convert", str(SOURCE), str(tmp_path / "target")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout.readline() == "go\n"
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
-    assert (process.returncode, errors) == (130, "plt-convert: interrupted\n")
+    assert (process.returncode, errors) == (130, "plt: interrupted\n")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from conversion_plt.cli import main
+from command_plt.main import main
 
 # one worker trains the models that these tests share
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
@@ -109,16 +109,18 @@ def test_readme_code_runs(folder, block):
 def test_readme_conversions_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
-    commands = [line.split("#")[0].split() for line in re.findall(r"^plt-convert .*", text, flags=re.MULTILINE)]
-    assert [command[1] for command in commands] == ["inspect", "SOURCE", "SOURCE"]
+    commands = [
+        line.split("#")[0].split() for line in re.findall(r"^plt (?:inspect|convert) .*", text, flags=re.MULTILINE)
+    ]
+    assert [command[1] for command in commands] == ["inspect", "convert", "convert"]
     for number, command in enumerate(commands):
         places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": f"converted-{number}"}
         main([places.get(word, word) for word in command[1:]])
 
 
 def test_the_conversion_benchmark_runs(folder):
-    output = run(folder, ROOT / "benchmarks/convert.py", "--gigabytes", 0.01)
-    assert re.search(r"\| plt-convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
+    output = run(folder, "-m", "command_plt.main", "bench", "convert", "--gigabytes", 0.01)
+    assert re.search(r"\| plt convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
 
 
 def test_readme_names_commands_that_the_makefile_has():

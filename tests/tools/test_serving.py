@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PLT behind `plt-transformers serve`, asked over HTTP on this machine."""
+"""A PLT behind `plt transformers serve`, asked over HTTP on this machine."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 for package in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(package, reason="needs the extra `tools`")
 
-COMMAND = [sys.executable, "-c", "from launcher_plt.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from command_plt.main import main; main()", "transformers"]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1"}
 MESSAGES = [{"role": "user", "content": "def wrap(text):"}]
 NUM_NEW = 16
@@ -83,14 +83,14 @@ def expected(chat_folder) -> dict[str, str]:
     return texts
 
 
-@pytest.mark.proves(tool="transformers", what="`plt-transformers serve`: `/v1/chat/completions`")
+@pytest.mark.proves(tool="transformers", what="`plt transformers serve`: `/v1/chat/completions`")
 def test_a_chat_completion_is_what_generate_says(port, chat_folder, expected):
     answer = json.load(post(port, "/v1/chat/completions", model=str(chat_folder), messages=MESSAGES))
     assert answer["choices"][0]["message"]["content"] == expected["chat"]
     assert answer["usage"]["completion_tokens"] == NUM_NEW
 
 
-@pytest.mark.proves(tool="transformers", what="`plt-transformers serve`: `/v1/chat/completions`, streamed")
+@pytest.mark.proves(tool="transformers", what="`plt transformers serve`: `/v1/chat/completions`, streamed")
 def test_a_streamed_chat_completion_is_what_generate_says(port, chat_folder, expected):
     response = post(port, "/v1/chat/completions", model=str(chat_folder), messages=MESSAGES, stream=True)
     lines = [line.decode().removeprefix("data: ").strip() for line in response if line.startswith(b"data: {")]
@@ -99,13 +99,13 @@ def test_a_streamed_chat_completion_is_what_generate_says(port, chat_folder, exp
     assert "".join(pieces) == expected["chat"]
 
 
-@pytest.mark.proves(tool="transformers", what="`plt-transformers serve`: `/v1/completions`")
+@pytest.mark.proves(tool="transformers", what="`plt transformers serve`: `/v1/completions`")
 def test_a_completion_is_what_generate_says(port, chat_folder, expected):
     answer = json.load(post(port, "/v1/completions", model=str(chat_folder), prompt=MESSAGES[0]["content"]))
     assert answer["choices"][0]["text"] == expected["text"]
 
 
-@pytest.mark.proves(tool="transformers", what="`plt-transformers chat`, a client of `serve`")
+@pytest.mark.proves(tool="transformers", what="`plt transformers chat`, a client of `serve`")
 def test_the_chat_client_prints_what_generate_says(port, chat_folder, expected, tmp_path):
     client = subprocess.run(
         [
@@ -130,7 +130,7 @@ def test_the_chat_client_prints_what_generate_says(port, chat_folder, expected, 
 
 @pytest.mark.proves(
     tool="transformers",
-    what="`plt-transformers serve --continuous-batching`",
+    what="`plt transformers serve --continuous-batching`",
     note="falls back to one request at a time",
 )
 def test_a_server_with_continuous_batching_serves_a_plt_without(chat_folder):

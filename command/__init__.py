@@ -1,0 +1,1 @@
+"""The command `plt`: a file for each of its subcommands."""

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommands of `plt`."""
+
+import typer
+
+from . import bench
+from .convert import ConvertCommand, convert
+from .inspect import inspect
+from .transformers import transformers
+
+app = typer.Typer(
+    help="Convert, measure and serve Parallel Loop Transformers (PLT).",
+    epilog="Next: `plt COMMAND --help`, or `plt inspect SOURCE` with a folder or a hub id.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 119},
+)
+app.command()(inspect)
+app.command(cls=ConvertCommand)(convert)
+app.add_typer(bench.app, name="bench")
+# what transformers' own command understands is not looked at here, `--help` included
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    transformers
+)

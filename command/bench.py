@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plt bench`: what a PLT costs next to plain and looped models of its size."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks_plt.rows import ROWS
+from benchmarks_plt.sizes import SIZES
+
+from .options import ListsCommand, number, one_of, positive
+
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+DTYPES = ("float32", "bfloat16", "float16")
+
+app = typer.Typer(
+    help="Measure what a PLT costs on this machine.\n\nNext to plain and looped models; weights are random.",
+    epilog="\b\nRows:\n" + "\n".join(f"  {row.name:9} {row.meaning}" for row in ROWS.values()),
+)
+
+
+def alone(text: str) -> tuple[int]:
+    """One value where others take several."""
+    return (positive(text),)
+
+
+def option(name: str, metavar: str, help: str, parser: Callable[[str], Any] = positive) -> Any:
+    return typer.Option(name, parser=parser, metavar=metavar, help=help)
+
+
+Rows = Annotated[list[str] | None, option("--rows", "ROW...", "Next to plain [default: all].", one_of(ROWS))]
+Batches = Annotated[list[int] | None, option("--batch-sizes", "N...", "Sequences that are decoded together.")]
+Batch = Annotated[tuple | None, option("--batch-size", "N", "Sequences that are decoded together.", alone)]
+Contexts = Annotated[list[int] | None, option("--contexts", "N...", "Tokens in the cache.")]
+Context = Annotated[tuple | None, option("--context", "N", "Tokens in the cache.", alone)]
+Prompts = Annotated[list[int] | None, option("--prompt-lengths", "N...", "Tokens of a prompt.")]
+Prompt = Annotated[tuple | None, option("--prompt-length", "N", "Tokens of a prompt.", alone)]
+Tokens = Annotated[int | None, option("--train-length", "N", "Tokens of a training step.")]
+Rounds = Annotated[int | None, option("--rounds", "N", "Timed rounds, after the warm-up.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Decode with static caches and compiled steps.")]
+FewRows = Annotated[bool, typer.Option("--few-rows", help="Decode with swapped products (eager float32, AVX2).")]
+SHARED = {
+    "size": Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))],
+    "fields": Annotated[list[str] | None, option("--set", "FIELD=VALUE...", "Of PLTConfig, for all rows.", str)],
+    "dtype": Annotated[
+        str | None,
+        option("--dtype", "|".join(DTYPES), "[default: bfloat16 on a GPU, float32 on a CPU]", one_of(DTYPES)),
+    ],
+    "device": Annotated[
+        str | None, option("--device", "NAME", "cpu, cuda or cuda:N [default: cuda if there is one].", str)
+    ],
+    "attn_implementation": Annotated[
+        str, option("--attn-implementation", "NAME", f"One of {', '.join(ATTENTION)}.", one_of(ATTENTION))
+    ],
+    "threads": Annotated[int | None, option("--threads", "N", "Of the CPU [default: PyTorch's].")],
+    "output": Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="For what is written.")],
+}
+DEFAULTS = {
+    "size": "0.5b",
+    "attn_implementation": "sdpa",
+    "output": Path("runs/bench"),
+    "compiled": False,
+    "few_rows": False,
+}
+
+
+def add(name: str, sections: tuple[str, ...], help: str, **options: Any) -> None:
+    """Add a subcommand that measures sections; it takes these options and the shared ones."""
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        try:
+            from benchmarks_plt.measure import measure
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error}. Install the extra `bench`.") from None
+        measure(ctx.obj, sections, name=name, **values)
+
+    # typer reads options from a signature
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(key, keyword, annotation=kind, default=DEFAULTS.get(key))
+        for key, kind in (options | SHARED).items()
+    ]
+    command.__signature__ = inspect.Signature([inspect.signature(command).parameters["ctx"], *parameters])
+    app.command(name, cls=ListsCommand, help=help)(command)
+
+
+DECODE = {"rounds": Rounds, "compiled": Compiled, "few_rows": FewRows}
+add(
+    "memory",
+    ("memory", "cache"),
+    "Peak memory and bytes of the KV cache.\n\nEach row in a process of its own; the cache by formula, and filled.",
+    rows=Rows,
+    context=Contexts,
+    prompt=Prompt,
+    tokens=Tokens,
+)
+add(
+    "decode",
+    ("decode",),
+    "Milliseconds per token, by batch size and context.",
+    rows=Rows,
+    batch=Batches,
+    context=Contexts,
+    **DECODE,
+)
+add(
+    "loops",
+    ("loops",),
+    "Milliseconds per token for 1 to 4 loops.\n\nOf PLT and of the vanilla loop, with the parallel efficiency: time "
+    "of one loop over that of L.",
+    batch=Batch,
+    context=Context,
+    **DECODE,
+)
+add("prefill", ("prefill",), "Time to first token, by prompt length.", rows=Rows, prompt=Prompts, rounds=Rounds)
+add(
+    "train",
+    ("train",),
+    "Time of a training step.\n\nForward and backward, no optimizer.",
+    rows=Rows,
+    tokens=Tokens,
+    rounds=Rounds,
+)
+add(
+    "all",
+    ("memory", "cache", "decode", "loops", "prefill", "train"),
+    "All of these.\n\n`loops` takes the first batch size and context, `memory` the longest prompt.",
+    rows=Rows,
+    batch=Batches,
+    context=Contexts,
+    prompt=Prompts,
+    tokens=Tokens,
+    **DECODE,
+)
+
+
+@app.command()
+def convert(
+    gigabytes: Annotated[float, typer.Option(parser=number, metavar="X", help="Size of the checkpoint.")] = 4.0,
+) -> None:
+    """Peak memory and time of a conversion.
+
+    Next to a plain copy; of a checkpoint in a temporary folder, which needs four times its size. Not part of `all`.
+    """
+    from benchmarks_plt.convert import measure_conversion
+
+    measure_conversion(gigabytes)

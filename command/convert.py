@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plt convert`: a published checkpoint becomes a folder that loads as a Parallel Loop Transformer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .inspect import Revision, Source
+from .options import ListsCommand, integer, number
+
+
+class ConvertCommand(ListsCommand):
+    """Its help ends with the sources, which take seconds to import."""
+
+    def format_epilog(self, ctx: typer.Context, formatter) -> None:
+        from conversion_plt.sources import all_sources
+
+        with formatter.section("Sources, by the `model_type` of their config"):
+            formatter.write_dl([(name, f"{item.title}: {item.becomes}") for name, item in all_sources().items()])
+
+
+def convert(
+    context: typer.Context,
+    source: Source,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")],
+    revision: Revision = None,
+    loops: Annotated[
+        int | None,
+        typer.Option(parser=integer, metavar="N", help="Run a plain source as a loop of its whole stack."),
+    ] = None,
+    expected: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Safetensors with `input_ids` and `logits` to reproduce.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD...", help="Fields of the source's config to leave out.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickle weights, through `weights_only` loading.")
+    ] = False,
+    keep_nan: Annotated[bool, typer.Option("--keep-nan", help="Accept weights that hold NaN or infinity.")] = False,
+    to_plt: Annotated[
+        bool,
+        typer.Option("--to-plt", help="Switch shift, shared KV and gated window on; what follows needs it."),
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            parser=integer, metavar="N", help="Keys a later loop sees of its own [default: the source's, or 64]."
+        ),
+    ] = None,
+    embedding_scale: Annotated[
+        float | None,
+        typer.Option(parser=number, metavar="X", help="Weight of the embedding in a later loop's input."),
+    ] = None,
+    hidden_scale: Annotated[
+        float | None, typer.Option(parser=number, metavar="X", help="Weight of the previous loop's state in it.")
+    ] = None,
+    learned_scales: Annotated[bool | None, typer.Option(help="Make both parameters, or not.")] = None,
+    gate_start: Annotated[
+        float | None, typer.Option(parser=number, metavar="X", help="Weight of the shared KV in new gates.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to measure the distance to the source on.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint into a folder that loads as a PLT.
+
+    The folder loads anywhere with `trust_remote_code=True`, and its model card says what was checked.
+    """
+    from conversion_plt.convert import Request
+    from conversion_plt.convert import convert as run
+    from conversion_plt.to_plt import PLTStart
+
+    start = {
+        "sliding_window": window,
+        "embedding_scale": embedding_scale,
+        "hidden_scale": hidden_scale,
+        "learned_scales": learned_scales,
+        "gate": gate_start,
+    }
+    if not to_plt and any(value is not None for value in (text, *start.values())):
+        context.fail(
+            "--window, --embedding-scale, --hidden-scale, --learned-scales, --gate-start and --text need --to-plt"
+        )
+    request = Request(
+        source=source,
+        target=target,
+        command=context.obj,
+        revision=revision,
+        num_loops=None if to_plt else loops,
+        start=PLTStart(num_loops=loops, **start) if to_plt else None,
+        text=text,
+        expected=expected,
+        ignored=frozenset(ignore or ()),
+        overwrite=overwrite,
+        allow_pickle=allow_pickle,
+        keep_nan=keep_nan,
+    )
+    for sentence in run(request):
+        print(sentence)
+    print(f"Wrote {target}")

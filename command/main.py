@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the command `plt` starts and ends."""
+
+import shlex
+import signal
+import sys
+from types import FrameType
+
+from conversion_plt.messages import one_line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line; what the user can act on ends with one sentence, a mistake of ours with a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    # an interrupted run cleans up after itself
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        run(arguments)
+    except BaseException as error:
+        # a library can make any other error of an interruption
+        if signal.SIGTERM in came:
+            sys.exit("plt: terminated")
+        if came or isinstance(error, KeyboardInterrupt):
+            say_and_exit("interrupted", 128 + signal.SIGINT)
+        if isinstance(error, MemoryError):
+            sys.exit("plt: the memory does not suffice")
+        if isinstance(error, ValueError | OSError | ImportError):
+            sys.exit(f"plt: {one_line(error)}")
+        raise
+
+
+def run(arguments: list[str]) -> None:
+    """Do what a command line says; without arguments, it asks for help."""
+    # an interruption of these imports ends like any other
+    import typer
+
+    from .app import app
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("plt", arguments or ["--help"], obj=shlex.join(["plt", *arguments])) as context:
+            command.invoke(context)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except typer.TyperException as error:
+        message = one_line(ValueError(error.format_message())).removesuffix(".")
+        # an option at the end without its value is refused outside of any subcommand
+        path = error.ctx.command_path if error.ctx else "plt"
+        say_and_exit(f"{message}. See `{path} --help`.", error.exit_code)
+
+
+def say_and_exit(message: str, status: int) -> None:
+    print(f"plt: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

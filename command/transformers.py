@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plt transformers`: the command `transformers`, for PLT too."""
+
+import sys
+
+import typer
+
+
+def transformers(context: typer.Context) -> None:
+    """Run the command `transformers`, for PLT too: `serve`, `chat`.
+
+    It takes the arguments as they are: `plt transformers serve FOLDER --host 127.0.0.1`.
+    """
+    import transformers
+    from transformers.cli.transformers import main
+
+    import modeling_plt
+
+    # `serve` looks for a model's class by its name in the module, and there only
+    transformers.PLTForCausalLM = modeling_plt.PLTForCausalLM
+    sys.argv = ["plt transformers", *context.args]
+    main()

@@ -1,1 +1,0 @@
-"""The `transformers` command, for PLT too: `plt-transformers`."""

@@ -1,0 +1,172 @@
+"""The command `plt`: its help is fast, its refusals are one sentence with the next step, and it hides no failure."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import conversion_plt.inspection
+from command_plt.main import main
+
+COMMANDS = ("convert", "inspect", "bench", "transformers")
+BENCHMARKS = ("memory", "decode", "loops", "prefill", "train", "all", "convert")
+
+
+def ended(capsys, line):
+    """Exit status and standard error of a command line."""
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(line))
+    if isinstance(end.value.code, str):  # which Python prints, and leaves with status 1
+        return 1, end.value.code
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["", "--help"])
+def test_help_names_every_command_and_the_next_step(capsys, line):
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(line))
+    output = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(f"\n  {name} " in output for name in COMMANDS)
+    assert "`plt COMMAND --help`" in output and "`plt inspect SOURCE`" in output
+
+
+@pytest.mark.parametrize("name", [*COMMANDS[:3], *(f"bench {name}" for name in BENCHMARKS)])
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), "--help"])
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and f"Usage: plt {name} [OPTIONS]" in output
+    if name == "bench":
+        assert all(f"\n  {name} " in output for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize("line", ["--help", "bench decode --help", "convert a", "bench decode --rounds x"])
+def test_help_and_refused_options_import_nothing_heavy(line):
+    code = """
+import sys
+from command_plt.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print({"torch", "transformers", "pandas", "matplotlib"} & set(sys.modules), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "step"),
+    [
+        ("sing", "No such command 'sing'", "plt"),
+        ("--loud", "No such option: --loud", "plt"),
+        ("convert", "Missing argument 'SOURCE'", "plt convert"),
+        ("convert a", "Missing argument 'TARGET'", "plt convert"),
+        ("convert a b c", "Got unexpected extra argument(s) (c)", "plt convert"),
+        ("convert a b --loops two", "Invalid value for '--loops': must be an integer, got 'two'", "plt convert"),
+        ("convert a b --gate-start x", "Invalid value for '--gate-start': must be a number, got 'x'", "plt convert"),
+        ("convert a b --windows 3", "No such option: --windows (Possible options: --window)", "plt convert"),
+        ("inspect", "Missing argument 'SOURCE'", "plt inspect"),
+        ("inspect a --revision", "Option '--revision' requires an argument", "plt"),
+        (
+            "bench convert --gigabytes x",
+            "Invalid value for '--gigabytes': must be a number, got 'x'",
+            "plt bench convert",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_sentence(capsys, line, message, step):
+    assert ended(capsys, line) == (2, f"plt: {message}. See `{step} --help`.\n")
+
+
+def test_lists_take_their_values_after_one_name_or_several(monkeypatch):
+    seen = []
+    monkeypatch.setattr("conversion_plt.convert.convert", lambda request: seen.append(request) or [])
+    main(shlex.split("convert a b --ignore c d --overwrite"))
+    main(shlex.split("convert --ignore c --ignore d --overwrite a b"))
+    assert [request.ignored for request in seen] == [{"c", "d"}] * 2
+    assert [request.source for request in seen] == ["a", "a"] and all(request.overwrite for request in seen)
+    assert seen[0].command == "plt convert a b --ignore c d --overwrite"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("two\nlines"), 1, "plt: two lines"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "plt: [Errno 2] No such file: 'x'"),
+        (ImportError("torch is missing"), 1, "plt: torch is missing"),
+        (MemoryError(), 1, "plt: the memory does not suffice"),
+        (KeyboardInterrupt(), 130, "plt: interrupted\n"),
+        (SystemExit(7), 7, ""),
+    ],
+    ids=repr,
+)
+def test_what_the_user_can_act_on_is_one_sentence(capsys, monkeypatch, error, status, message):
+    monkeypatch.setattr(conversion_plt.inspection, "inspect", raiser(error))
+    assert ended(capsys, "inspect a") == (status, message)
+
+
+def test_a_mistake_of_ours_is_raised(monkeypatch):
+    monkeypatch.setattr(conversion_plt.inspection, "inspect", raiser(AssertionError("ours")))
+    with pytest.raises(AssertionError, match="ours"):
+        main(["inspect", "a"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_whatever_a_library_makes_of_a_signal_it_ends_as_one(capsys, monkeypatch, number, status):
+    def hidden(*_):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except KeyboardInterrupt:
+            raise RuntimeError("a library failed") from None
+
+    monkeypatch.setattr(conversion_plt.inspection, "inspect", hidden)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found, message = ended(capsys, "inspect a")
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert found == status and message.strip() == ("plt: interrupted" if status == 130 else "plt: terminated")
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("benchmarks_plt.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    status, message = ended(capsys, "bench prefill --size tiny")
+    assert status == 1 and "pandas" in message and message.endswith("Install the extra `bench`.")
+
+
+def test_transformers_gets_every_argument_and_knows_plt():
+    code = """
+import sys
+import transformers.cli.transformers
+from command_plt.main import main
+transformers.cli.transformers.main = lambda: print(sys.argv, transformers.PLTForCausalLM.__name__)
+main(["transformers", "serve", "FOLDER", "--port", "1", "--help"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = "['plt transformers', 'serve', 'FOLDER', '--port', '1', '--help'] PLTForCausalLM\n"
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+def test_the_installed_command_runs():
+    command = Path(sys.executable).with_name("plt")
+    source = Path(__file__).parents[1] / "data" / "ouro"
+    result = subprocess.run([command, "inspect", source], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Ouro (`ouro`)" in result.stdout
+
+
+def raiser(error):
+    def raising(*_):
+        raise error
+
+    return raising
