@@ -31,7 +31,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 SOURCE = Source(
     model_type="iquestpltcoder",
     title="LoopCoder-V2",
-    becomes="the PLT that it is; weight files are copied byte for byte",
+    becomes="already a PLT; weight files are copied unchanged",
     read_fields=read_fields,
     renames=((r"\.self_attn\.loop_gate_proj\.", ".self_attn.plt_gate."),),
 )
