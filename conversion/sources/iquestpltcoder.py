@@ -25,7 +25,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 SOURCE = Source(
     model_type=PublishedPLTConfig.model_type,
     title="LoopCoder-V2",
-    becomes="the PLT that it is; weight files are copied byte for byte",
+    becomes="already a PLT; weight files are copied unchanged",
     read_fields=read_fields,
     renames=((PUBLISHED, OURS),),
 )

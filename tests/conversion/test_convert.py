@@ -338,10 +338,10 @@ def test_inspecting_says_what_a_source_would_become(tmp_path, capsys):
         plt("inspect", source)
 
 
-def test_help_and_readme_name_every_source(capsys):
+def test_help_and_documents_name_every_source(capsys):
     with pytest.raises(SystemExit):
         plt_convert("--help")
-    output, readme = capsys.readouterr().out, (DATA.parent.parent / "README.md").read_text()
+    output, page = capsys.readouterr().out, (DATA.parent.parent / "docs/convert.md").read_text()
     for source in all_sources().values():
         assert source.model_type in output and source.title in output
-        assert f"`{source.model_type}`" in readme and source.becomes in readme
+        assert f"`{source.model_type}`" in page and source.becomes in page

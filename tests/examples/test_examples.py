@@ -1,4 +1,4 @@
-"""The examples and the README's code run, offline and small."""
+"""The examples run, offline and small."""
 
 import json
 import os
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
-from command_plt.main import main
 
 # one worker trains the models that these tests share
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
@@ -96,37 +94,6 @@ def test_lm_eval_scores_the_held_out_texts(folder):
     assert value and 0 < float(value[1]) < 8, output
 
 
-def readme_blocks():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("block", readme_blocks(), ids=["generate", "compile", "train", "published"])
-def test_readme_code_runs(folder, block):
-    published = ROOT / "tests/data/loopcoder_v2"  # in place of the hub id
-    run(folder, "-c", block.replace("Multilingual-Multimodal-NLP/LoopCoder-V2", str(published)))
-
-
-def test_readme_conversions_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text()
-    commands = [
-        line.split("#")[0].split() for line in re.findall(r"^plt (?:inspect|convert) .*", text, flags=re.MULTILINE)
-    ]
-    assert [command[1] for command in commands] == ["inspect", "convert", "convert"]
-    for number, command in enumerate(commands):
-        places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": f"converted-{number}"}
-        main([places.get(word, word) for word in command[1:]])
-
-
 def test_the_conversion_benchmark_runs(folder):
     output = run(folder, "-m", "command_plt.main", "bench", "convert", "--gigabytes", 0.01)
     assert re.search(r"\| plt convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
-
-
-def test_readme_names_commands_that_the_makefile_has():
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"(?:^|`)make ([\w-]+)", readme, flags=re.MULTILINE)
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert {"demo", "test", "test-all"} <= set(commands) <= set(targets)
-    checked = re.findall(r"^make test.*", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
-    assert len(checked) == 2 and all(f"`{command}`" in readme for command in checked)

@@ -1,0 +1,238 @@
+"""What the documents say: their code and commands run, their links and paths exist, their lists are complete."""
+
+import ast
+import configparser
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from clean_process import run_in_clean_process
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from configuration_plt import PLTConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*sorted(ROOT.glob("*.md")), *PAGES[1:]]
+PUBLISHED = {"Multilingual-Multimodal-NLP/LoopCoder-V2": str(ROOT / "tests/data/loopcoder_v2")}  # in place of the hub
+COMMANDS = ("plt", "make", "pip", "python")
+OPENING = {"open", "eval", "exec", "compile", "__import__"}
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def prose(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def table_cells(text: str) -> list[str]:
+    """The first cell of every row of the tables."""
+    return re.findall(r"^\| ([^|]+) \|", text, flags=re.MULTILINE)
+
+
+def python_blocks() -> list:
+    blocks = []
+    for path in PAGES:
+        found = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+        blocks += [pytest.param(block, id=f"{path.name}-{number}") for number, block in enumerate(found)]
+    return blocks
+
+
+def command_lines() -> list[str]:
+    """Every command that a page gives, once, without its comment."""
+    lines = []
+    for text in (path.read_text() for path in PAGES):
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+            lines += [shlex.join(shlex.split(line, comments=True)) for line in block.splitlines() if line.strip()]
+        lines += [span for span in inline_code(text) if span.split()[0] in COMMANDS and " " in span]
+    return sorted(set(lines))
+
+
+LINES = command_lines()
+
+
+def of(*programs: str) -> list[str]:
+    return [line for line in LINES if line.startswith(tuple(f"{program} " for program in programs))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny PLT and a tokenizer where `make demo` puts them."""
+    folder = tmp_path_factory.mktemp("documents")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["def read(self): return self"], trainer)
+    saved = folder / "runs/demo/plt"
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast.save_pretrained(saved)
+    tiny_model(vocab_size=len(fast)).save_pretrained(saved)
+    return folder
+
+
+@pytest.mark.parametrize("block", python_blocks())
+def test_code_runs(folder, block):
+    for hub_id, path in PUBLISHED.items():
+        block = block.replace(hub_id, path)
+    run_in_clean_process(block, cwd=folder)
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install")}
+
+
+@pytest.mark.parametrize("line", of("plt convert", "plt inspect"))
+def test_conversions_run(line, tmp_path, monkeypatch):
+    from command_plt.main import main
+
+    words = shlex.split(line)[1:]
+    if len(words) == 1:  # the command's name in a sentence
+        words.append("--help")
+    places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": "target"}
+    monkeypatch.chdir(tmp_path)
+    try:
+        main([places.get(word, word) for word in words])
+    except SystemExit as end:
+        assert "--help" in words and not end.code
+
+
+# measuring takes minutes at the sizes of the pages: here the options are read, tests/benchmarks measures small ones
+@pytest.mark.parametrize("line", of("plt bench"))
+def test_benchmarks_take_their_options(line, monkeypatch):
+    from command_plt.main import main
+
+    measured = []
+    monkeypatch.setattr("benchmarks_plt.measure.measure", lambda *args, **options: measured.append(options))
+    monkeypatch.setattr("benchmarks_plt.convert.measure_conversion", measured.append)
+    words = shlex.split(line)[1:]
+    try:
+        main(words)
+    except SystemExit:
+        assert (words == ["bench"] or "--help" in words) and not measured
+    else:
+        assert len(measured) == 1
+
+
+# a server does not end: here its help is read, tests/tools/test_serving.py talks to it
+@pytest.mark.parametrize("name", sorted({line.split()[2] for line in of("plt transformers")}))
+def test_servers_are_commands(name, monkeypatch, capsys):
+    from command_plt.main import main
+
+    monkeypatch.setattr("sys.argv", [])  # which the command replaces
+    with pytest.raises(SystemExit) as end:
+        main(["transformers", name, "--help"])
+    assert not end.value.code and f"plt transformers {name}" in capsys.readouterr().out
+
+
+# they take minutes and build environments: here the targets are looked up, their recipes are what tests run
+def test_make_has_the_targets_of_the_pages_and_the_readme_those_that_are_checked():
+    targets = re.findall(r"^([\w-]+):", page("Makefile"), flags=re.MULTILINE)
+    named = {line.split()[1] for line in of("make")}
+    assert {"demo", "test", "test-all"} <= named <= set(targets)
+    checked = re.findall(r"^make test.*", page(".ci/run"), flags=re.MULTILINE)
+    assert len(checked) == 2 and all(f"`{command}`" in page("README.md") for command in checked)
+
+
+# it needs the network: here the extras are looked up
+def test_extras_exist():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = set(setup["options.extras_require"])
+    installed = {
+        name for line in of("pip install") for list_ in re.findall(r"\[(.*)\]", line) for name in list_.split(",")
+    }
+    further = re.search(r"# further extras: (.*)", page("README.md"))[1].split(", ")
+    assert installed | set(further) == extras
+    assert set(re.findall(r"extra `(\w+)`", "".join(path.read_text() for path in PAGES))) <= extras
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+def test_links_lead_to_pages_and_headings(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text()), target
+
+
+def anchors(text: str) -> list[str]:
+    """What links to the headings of a page end with."""
+    headings = re.findall(r"^#+ (.*)", prose(text), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_paths_exist(path):
+    folders = {child.name for child in ROOT.iterdir() if child.is_dir() and child.name != "runs"}
+    for span in inline_code(path.read_text()):
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)+", span) and span.split("/")[0] in folders:
+            assert (ROOT / span).exists(), span
+        if re.fullmatch(r"[\w-]+\.(py|md)", span):
+            assert any(ROOT.glob(span)) or any(ROOT.glob(f"*/{span}")), span
+
+
+def test_every_option_of_a_conversion_is_listed():
+    import typer
+
+    from command_plt.app import app
+
+    command = typer.main.get_command(app).commands["convert"]
+    options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    listed = {name for cell in table_cells(page("docs/convert.md")) for name in re.findall(r"--[\w-]+", cell)}
+    assert listed == {name for name in options if name.startswith("--")} - {"--help"}
+
+
+def test_every_field_of_a_plt_is_listed():
+    start = page("docs/use.md").partition("## Configuration")[2].partition("\n## ")[0]
+    listed = {name for cell in table_cells(start) for name in re.findall(r"`(\w+)`", cell)}
+    assert listed == set(PLTConfig.__dataclass_fields__) - set(LlamaConfig.__dataclass_fields__)
+
+
+def test_a_saved_folder_holds_the_code_of_the_trust_page(folder):
+    files = sorted((folder / "runs/demo/plt").glob("*.py"))
+    listed = [name for cell in table_cells(page("docs/trust.md")) for name in re.findall(r"`(\w+\.py)`", cell)]
+    assert sorted(listed) == [file.name for file in files]
+    named = re.search(r"They import each other,(.*?)They open", page("docs/trust.md"), flags=re.DOTALL)[1]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+    assert {name.partition(".")[0] for name in imported} == set(re.findall(r"`(\w+)`", named))
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & OPENING
+
+
+def test_files_of_the_model_import_only_what_is_listed_below_them():
+    listed = [cell.strip("`") for cell in table_cells(page("docs/internals.md")) if cell.endswith(".py`")]
+    assert sorted(listed) == sorted(file.name for file in (ROOT / "modeling_plt").glob("*_plt.py"))
+    for number, name in enumerate(listed):
+        imported = re.findall(r"^from \.(\w+) import", page(f"modeling_plt/{name}"), flags=re.MULTILINE)
+        assert {f"{module}.py" for module in imported} <= set(listed[number + 1 :]), name
+
+
+def test_names_in_the_walk_through_a_forward_are_those_of_the_code():
+    code = "".join(file.read_text() for file in ROOT.glob("*ing_plt/*.py")) + page(
+        "configuration_plt/configuration_plt.py"
+    )
+    known = set(re.findall(r"\w+", code))
+    text = page("docs/internals.md")
+    spans = [span for span in inline_code(text) if not re.search(r"[/\s]|\.py$", span)]
+    picture = re.findall(r"\b[A-Za-z]+_\w+\b", "".join(re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)))
+    unknown = {word for span in (*spans, *picture) for word in re.findall(r"[A-Za-z_]\w*", span)} - known
+    assert not unknown
