@@ -62,7 +62,8 @@ def measure_rows(
 
     def measure_point(point: dict[str, int]) -> pd.DataFrame:
         samples = {name: make_sample(model, **point) for name, model in models.items()}
-        times = time_interleaved(samples, rounds, f"{label}, {point}", per_sample)
+        description = ", ".join([label, *(f"{name} {value}" for name, value in point.items())])
+        times = time_interleaved(samples, rounds, description, per_sample)
         ratios = times.div(times[PLAIN.name], axis="index")
         names = {"row": list(models), "passes": [row.num_passes for row in rows]}
         figures = {label: times.median(), "min": times.min(), "max": times.max(), "ratio to plain": ratios.median()}
