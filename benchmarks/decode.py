@@ -2,9 +2,11 @@
 """Milliseconds per decoded token, by batch size and context length, or by loops."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import torch
+from torch._inductor import config as inductor_config
 from transformers.modeling_utils import PreTrainedModel
 
 from modeling_plt.cache_name_plt import THEIRS
@@ -21,17 +23,26 @@ def decode_step(model: PreTrainedModel, compiled: bool) -> Callable:
     """The model's forward, or one graph of it."""
     if not compiled:
         return model
-    # between kernels there is no Python: a GPU replays CUDA graphs, on a CPU the calls are compiled too
-    how = {"mode": "reduce-overhead"} if model.device.type == "cuda" else {"options": {"cpp_wrapper": True}}
-    # each row is another graph of the same code
-    return torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, **how)
+    on_gpu = model.device.type == "cuda"
+    # a GPU replays CUDA graphs; on a CPU, products of a few rows are as fast as of one only where weights are packed,
+    # which inductor does for frozen graphs, and timed against each other
+    how = {"mode": "reduce-overhead"} if on_gpu else {"options": {"max_autotune": True}}
+    # each row of the table is another graph of the same code
+    step = torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, **how)
+
+    def frozen_step(*args: Any, **kwargs: Any) -> Any:
+        # dynamo reads this while it traces, and the options of `torch.compile` do not reach it
+        with inductor_config.patch(freezing=not on_gpu):
+            return step(*args, **kwargs)
+
+    return frozen_step
 
 
 @torch.inference_mode()
 def greedy_steps(
     model: PreTrainedModel, batch_size: int, context: int, max_cache_len: int | None = None
 ) -> Callable[[], None]:
-    """A sample that decodes `TOKENS` more tokens behind a cache of `context`, each time it is called.
+    """A sample that decodes `TOKENS` more tokens after a cache of `context`, each time it is called.
 
     With `max_cache_len`, the cache is a static one of that length and the step is compiled.
     """

@@ -77,7 +77,7 @@ def train_section(run: Run) -> Section:
 def cache_section(run: Run) -> Section:
     table = with_published(measure_cache(run.weights.setup, run.rows, run.context), PUBLISHED_CACHE)
     notes = [
-        "One sequence. Theory: 2 N Hkv Dh (S + (L - 1) (window - 1)) + (L - 1) D elements and a position id for PLT, "
+        "One sequence. Theory: 2 N Hkv Dh (S + (L - 1) (window - 1)) + L D elements and a position id for PLT, "
         "L S columns for loops with KV of their own. Measured: the tensors of a cache that was filled.",
         f"Published: {PUBLISHED}.",
     ]

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from configuration_plt import PLTConfig
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*sorted(ROOT.glob("*.md")), *PAGES[1:]]
