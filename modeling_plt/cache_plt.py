@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PLT cache: what a sequence leaves behind for its next token (spec: shared KV, windows, carry).
+"""The PLT cache: what a sequence leaves behind for its next token (paper section 3.2).
 
 B batch, L loops, T new tokens, S cached + new, W sliding window, Hkv KV heads, Dh head_dim, D hidden.
 """

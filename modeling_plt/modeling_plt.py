@@ -195,7 +195,7 @@ class PLTModel(PLTPreTrainedModel):
                 A forward that ends in an exception closes it.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
-            num_outputs: return only the last so many positions, 0 for all. Positions that cannot affect them are not
+            num_outputs: how many of the last positions to return, 0 for all. Positions that cannot affect them are not
                 computed, see `needed_positions`; outputs have those that were.
             kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
                 `output_attentions`, `return_dict` as everywhere.
@@ -220,11 +220,11 @@ class PLTModel(PLTPreTrainedModel):
             num_outputs = 0  # any of the tokens may be taken back
         carry = self.carried_states(past_key_values, inputs_embeds)
         with extending(past_key_values, tokens.are_packed):
-            states = self.run_passes(inputs_embeds, carry, tokens, num_outputs, past_key_values, **kwargs)
+            handed_on = states = self.run_passes(inputs_embeds, carry, tokens, num_outputs, past_key_values, **kwargs)
+            if tokens.pads is not None:
+                states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
             if past_key_values is not None:
-                past_key_values.carry.write(states, tokens.positions, tokens.pads, tokens.num_pads)
-        if tokens.pads is not None:
-            states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
+                past_key_values.carry.write(handed_on, tokens.positions, tokens.pads, tokens.num_pads)
         loop_hidden_states = None
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
@@ -368,7 +368,7 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
 
         Args:
             labels: `[B, T]`, the input ids themselves with -100 where no loss is wanted; the loss shifts them.
-            logits_to_keep: the last so many positions (0 = all), or indices `[n]` or `[B, n]` of positions, or a bool
+            logits_to_keep: how many of the last positions (0 = all), or indices `[n]` or `[B, n]`, or a bool
                 mask `[B, T]`, which gives logits `[number of True, V]`.
         """
         keeps_last = isinstance(logits_to_keep, int) and labels is None and not self.training
@@ -417,7 +417,7 @@ class PLTForSequenceClassification(GenericForSequenceClassification, PLTPreTrain
 
 
 class PLTForTokenClassification(GenericForTokenClassification, PLTPreTrainedModel):
-    """The decoder and the scores of each token `[B, T, num_labels]`, behind a dropout (`classifier_dropout`)."""
+    """The decoder and the scores of each token `[B, T, num_labels]`, after a dropout (`classifier_dropout`)."""
 
     def __init__(self, config: PLTConfig):
         PLTPreTrainedModel.__init__(self, config)
@@ -439,7 +439,7 @@ class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
 
 
 def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The positions of `[B, T, D]` whose logits are wanted: the last so many (0 = all), indices, or a bool mask."""
+    """The wanted positions of `[B, T, D]`: how many of the last (0 = all), indices, or a bool mask."""
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]  # -0 keeps all
     if logits_to_keep.dim() == 1:

@@ -83,7 +83,7 @@ def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:
 
 
 def take_back(states: Tensor, num_tokens: int, num_pads: Tensor | None, dim: int) -> Tensor:
-    """Columns without the last so many tokens, of which some were pads `[B, 1]`, and so are among the first."""
+    """Columns without the last `num_tokens` tokens; `num_pads` `[B, 1]` of these are pads, which come first."""
     num_left = states.shape[dim] - num_tokens
     if num_pads is None:
         return states.narrow(dim, 0, num_left)

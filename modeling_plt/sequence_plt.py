@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who follows whom: the positions of new tokens, and where their sequences start (spec: the shift is per sequence).
+"""Who follows whom: the positions of new tokens, and where their sequences start (the shift is per sequence).
 
 B batch, T new tokens, S cached + new.
 """

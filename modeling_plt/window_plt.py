@@ -198,7 +198,7 @@ def as_mask(visible: Tensor, config: PLTConfig, dtype: torch.dtype) -> Tensor:
 
 
 def count_blocks(num_queries: int, block: int) -> int:
-    """How many blocks hold so many queries.
+    """How many blocks hold the queries.
 
     In traced code at least two: whether there is one is a question that would make another graph.
     """

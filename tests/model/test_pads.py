@@ -115,6 +115,20 @@ def test_a_pads_output_is_that_of_the_last_real_token_before_it():
     torch.testing.assert_close(short, output.logits[:, -3:], **TOLERANCE)
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("kind", MASKS)
+@torch.no_grad()
+def test_a_pads_output_may_be_that_of_a_token_in_an_earlier_chunk(kind, static):
+    model = tiny_model(num_loops=2)
+    input_ids, mask = batch(kind)
+    cache = PLTStaticCache(model.config, 20) if static else PLTCache(model.config)
+    logits = run(model, input_ids, mask, [3, 1, 4, 4], cache)
+    for row, real in zip(logits, mask.bool(), strict=True):
+        columns = (real.long().cumsum(0) - 1).clamp(min=0)
+        first = int(real.long().argmax())
+        torch.testing.assert_close(row[first:], row[real][columns][first:], **TOLERANCE)
+
+
 @pytest.mark.parametrize("kind", MASKS)
 @torch.no_grad()
 def test_recorded_states_and_weights_are_in_the_given_order(kind):
