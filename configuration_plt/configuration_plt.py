@@ -58,11 +58,13 @@ class PLTConfig(PreTrainedConfig):
     model_type = "plt"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
-    num_loops: int = count(2)  # passes over the shared layers; 1 is a plain decoder
+    num_loops: int = count(2)  # how often the shared layers run; 1 is a plain decoder
     loop_shift: bool = True  # later loops read the previous token's state, so all loops of a token run in one pass
     loop_attention: Literal["gated_window", "shared", "own"] = "gated_window"  # what later loops attend to
     sliding_window: int = count(64)  # keys a later loop sees in its own KV, current token included
-    gate_input: Literal["hidden", "query"] = "hidden"  # the gate reads the normed layer input, or each head's query
+    gate_input: Literal["hidden", "query"] = (
+        "hidden"  # the gate reads the layer input (own norm), or each head's query
+    )
     embedding_scale: float | int = scale(1.0)  # weight of the embedding in the input of later loops
     hidden_scale: float | int = scale(1.0)  # weight of the previous loop's state in the input of later loops
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only

@@ -32,8 +32,8 @@ def check_sizes(shapes: Shapes, config: PLTConfig) -> None:
     layers = {found[1] for found in (re.match(r"model\.layers\.(\d+)\.", name) for name in shapes) if found}
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"`num_hidden_layers` must be {len(layers)}, the number of layers in the weights, got "
-            f"{config.num_hidden_layers}."
+            f"`num_hidden_layers` must be {len(layers)}, the number of layers that the weights name as "
+            f"`model.layers.N.` once renamed, got {config.num_hidden_layers}."
         )
     by_size = {
         "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),

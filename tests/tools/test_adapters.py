@@ -104,11 +104,13 @@ def test_virtual_tokens_generate_with_a_cache_what_they_generate_without(config)
 
 @pytest.mark.proves(tool="peft", what="prompt tuning and p-tuning of left-padded rows, in `generate`")
 @pytest.mark.parametrize("config", IN_FRONT.values(), ids=IN_FRONT)
-def test_virtual_tokens_before_pads_are_refused(config, refused):
-    mask = torch.ones(2, 9, dtype=torch.long)
+def test_virtual_tokens_before_pads_generate_what_each_row_does_alone(config):
+    model, input_ids = adapt(config), tiny_ids(2, 9)
+    mask = torch.ones_like(input_ids)
     mask[0, :4] = 0
-    with refused(NotImplementedError, "pads between real tokens"):
-        greedy(adapt(config), tiny_ids(2, 9), attention_mask=mask)
+    tokens = greedy(model, input_ids, attention_mask=mask)
+    assert torch.equal(tokens[:1, 9:], greedy(model, input_ids[:1, 4:])[:, 5:])
+    assert torch.equal(tokens[1:, 9:], greedy(model, input_ids[1:])[:, 9:])
 
 
 @pytest.mark.proves(tool="peft", what="prefix tuning")
