@@ -30,6 +30,7 @@ class PLTGate(nn.Module):
     def __init__(self, config: PLTConfig):
         super().__init__()
         self.reads_query = config.gate_input == "query"
+        assert config.head_dim is not None  # the config has set it
         input_size = config.head_dim if self.reads_query else config.hidden_size
         self.weight = nn.Parameter(torch.zeros(config.num_attention_heads, input_size))
         self.bias = nn.Parameter(torch.zeros(config.num_attention_heads))
@@ -66,6 +67,7 @@ class PLTAttention(nn.Module):
 
     def __init__(self, config: PLTConfig, layer_idx: int):
         super().__init__()
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config has set them
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
@@ -77,26 +79,27 @@ class PLTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
-        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bool(config.attention_output_bias))
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.plt_gate = PLTGate(config) if config.has_gate else None
+        self.plt_gate: PLTGate | Any = PLTGate(config) if config.has_gate else None
         self.folded_queries = FoldedQueries(config, layer_idx)
 
     def forward(
         self,
         hidden_states: Tensor,
         layer_input: Tensor,
-        shared_key: Tensor | None,
-        shared_value: Tensor | None,
+        shared_key: Tensor | Any,  # `Any` for None, which only loop 0 is given
+        shared_value: Tensor | Any,
         loops: range,
         num_queries: int,
         position_embeddings: tuple[Tensor, Tensor],
         tokens: NewTokens,
         past_key_values: PLTCacheMixin | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Attend in one pass.
 
@@ -125,7 +128,7 @@ class PLTAttention(nn.Module):
 
         def update(of: range) -> tuple[Tensor, Tensor]:
             """The keys and values that some of the loops see of their own, those of earlier tokens included."""
-            new = [states.narrow(1, of.start - loops.start, len(of)) for states in (key, value)]
+            new: Any = [states.narrow(1, of.start - loops.start, len(of)) for states in (key, value)]
             if past_key_values is None:
                 return tuple(new)
             return past_key_values.update(*new, self.layer_idx, of, tokens.num_tokens, tokens.pads)
@@ -152,7 +155,7 @@ class PLTAttention(nn.Module):
         """`[B, R * T, heads * Dh]` -> `[B, R, heads, T, Dh]`."""
         return states.unflatten(1, (num_loops, -1)).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
 
-    def attend_window(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs) -> Tensor:
+    def attend_window(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Tensor:
         """Later loops on the windows of their own keys, `[B, R, Hkv, n, Dh]`; otherwise as `attend`."""
         batch_size, num_queries = query.shape[0], query.shape[3]
         num_visible = self.config.sliding_window - 1 + num_queries
@@ -164,7 +167,9 @@ class PLTAttention(nn.Module):
         sliding_window = self.config.sliding_window if num_queries > 1 else None
         return self.attend(query, key, value, mask, sliding_window=sliding_window, **kwargs)[0]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """R loops on keys of their own, or all on those of one loop.
 
         `[B, R, H, Q, Dh]` on `[B, R or 1, Hkv, n, Dh]` -> `[B, R, Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
@@ -180,7 +185,7 @@ class PLTAttention(nn.Module):
         return output, None if weights is None else weights.unflatten(1, (own, num_heads, -1))[:, -1, :, -1]
 
     def run_kernel(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, sliding_window: int | None = None, **kwargs
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, sliding_window: int | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Run the kernel that `config._attn_implementation` names in transformers' registry.
 
@@ -210,4 +215,5 @@ def zero_of(module: nn.Module) -> Tensor:
 
     Sharded training reduces the gradients of a layer together, and fails where a loop has none for some of them.
     """
-    return 0 * sum(own_heads(parameter).sum() for parameter in module.parameters())
+    total: Any = sum(own_heads(parameter).sum() for parameter in module.parameters())
+    return 0 * total

@@ -8,9 +8,11 @@ knows that there are two.
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.masking_utils import create_causal_mask
+
+Result = TypeVar("Result")
 
 OURS, NEW = CACHE_NAMES = ("past_key_values", "cache")
 
@@ -33,12 +35,12 @@ def call_it(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def gets_it_as(name: str) -> Callable[[Callable], Callable]:
+def gets_it_as(name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Let a function that takes the cache under this name be given it under either."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         @wraps(function)
-        def renamed(*args, **kwargs):
+        def renamed(*args: Any, **kwargs: Any) -> Result:
             return function(*args, **call_it(name, kwargs))
 
         return renamed

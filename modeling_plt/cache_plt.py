@@ -6,6 +6,7 @@ B batch, L loops, T new tokens, S cached + new, W sliding window, Hkv KV heads, 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class FullLayer(DynamicLayer):
     """All keys and values `[B, Hkv, S, Dh]` of one loop in one decoder layer, the pads of each row first."""
 
     record_past = False  # nothing is dropped, so nothing has to be recorded
+    keys: Tensor | Any  # None before the first token, when nothing reads it
+    values: Tensor | Any
 
     def update(
         self, key_states: Tensor, value_states: Tensor, num_tokens: int, pads: Pads | None
@@ -57,7 +60,7 @@ class Carry:
     marked any; `is_real` `[B, C - 1]` tells which of the recorded tokens are.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.record_past = False
         self.reset()
 
@@ -108,6 +111,7 @@ class Carry:
         self.positions = take_back(self.positions, -tokens_to_remove, num_pads, dim=1)[:, -1:].clone()
         self.is_real = None
         if num_pads is not None:
+            assert self.num_pads is not None  # the mask that marked pads also counted them
             self.num_pads = self.num_pads - num_pads
 
     def select(self, rows: Tensor) -> None:
@@ -115,7 +119,7 @@ class Carry:
         if self.positions is None:
             return
 
-        def selected(part: Tensor | None) -> Tensor | None:
+        def selected(part: Tensor | None) -> Tensor | Any:
             return None if part is None else part.index_select(0, rows.to(part.device))
 
         self.states = [selected(state) for state in self.states]
@@ -123,8 +127,11 @@ class Carry:
         self.is_real = selected(self.is_real)
 
 
-class PLTCacheMixin:
+class PLTCacheMixin(Cache):
     """What a cache for a PLT knows besides its states."""
+
+    carry: Carry
+    layers: list[Any]  # of one class, where transformers allows several
 
     def note_config(self, config: PLTConfig) -> None:
         """Remember which models can read the cache."""
@@ -144,6 +151,11 @@ class PLTCacheMixin:
         if self.dtype is not None and self.dtype != dtype:
             raise ValueError(f"`past_key_values` was filled in {self.dtype}, the embeddings are {dtype}.")
         self.dtype = dtype
+
+    @property
+    def all_layers(self) -> list[Any]:
+        """Everything that holds keys and values."""
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
@@ -190,7 +202,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         super().__init__(config=config)
         layers, later_loops, window = range(config.num_hidden_layers), range(1, config.num_loops), config.own_window
         self.layers = [FullLayer() for _ in layers]
-        self.later_loops: list[Cache] = []
+        self.later_loops: list[Any] = []  # of `Cache`, whose layers could be of several classes
         if window != 0:
             self.later_loops = [
                 Cache([FullLayer() if window is None else WindowLayer(window) for _ in layers]) for _ in later_loops
@@ -199,7 +211,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         self.note_config(config)
 
     @property
-    def all_layers(self) -> list[DynamicLayer]:
+    def all_layers(self) -> list[Any]:
         """Everything that holds keys and values: loop 0 and the later loops."""
         return [layer for cache in (self, *self.later_loops) for layer in cache.layers]
 

@@ -2,13 +2,15 @@
 """The hooks into `generate()`: which cache it makes, and what it prepares outside of a compiled step."""
 
 from functools import wraps
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 
 from .cache_name_plt import OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
+from .configuration_plt import PLTConfig
 from .refusals_plt import refuse_foreign
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
@@ -17,14 +19,22 @@ from .static_cache_plt import PLTStaticCache
 class PLTGenerationMixin(GenerationMixin):
     """`GenerationMixin` with a `PLTCache` where transformers would make a cache of its own."""
 
+    config: PLTConfig
+
     generate = gets_it_as(THEIRS)(GenerationMixin.generate)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
         return call_it(OURS, super().prepare_inputs_for_generation(*args, **call_it(THEIRS, kwargs)))
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]  # which says `bool`, and returns nothing
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        *args: Any,
+    ) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
         wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
         if given is not None:
@@ -42,15 +52,23 @@ class PLTGenerationMixin(GenerationMixin):
             if generation_config.is_assistant:
                 model_kwargs[THEIRS].activate_past_recording()
             return
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args)
+        # the rest of the model is what transformers expects of `self`
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, *args
+        )
 
     def _prepare_static_cache(
-        self, cache_implementation, batch_size, max_cache_len, prefill_chunk_size, model_kwargs
+        self: Any,  # the whole model
+        cache_implementation: str,
+        batch_size: int,
+        max_cache_len: int,
+        prefill_chunk_size: int | None,
+        model_kwargs: dict[str, Any],
     ) -> PLTStaticCache:
         """Give `generate` a `PLTStaticCache`, as long as the longest so far, so that compiled code fits again."""
         self._previous_max_cache_length = max(max_cache_len, getattr(self, "_previous_max_cache_length", 0))
         cache = PLTStaticCache(self.config, self._previous_max_cache_length)
-        shape = None if prefill_chunk_size is None else self._get_static_cache_init_shape()
+        shape: tuple[int, int] | None = None if prefill_chunk_size is None else self._get_static_cache_init_shape()
         if shape is not None:  # chunked prefill is compiled
             cache.early_initialization(batch_size, *shape, dtype=self.dtype, device=self.device)
         return cache
@@ -58,18 +76,25 @@ class PLTGenerationMixin(GenerationMixin):
     @staticmethod
     @gets_it_as(OURS)
     def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs
+        config: PLTConfig,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: PLTCacheMixin | None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
     ) -> NewTokens:
         """What `generate` prepares outside of a compiled step, because its inputs grow with every token."""
         return read_tokens(config, inputs_embeds, attention_mask, position_ids, past_key_values)
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> Tensor:
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Positions `[B, S]` when none are given; a pad has the last real token's, so that decoding continues."""
         if (attention_mask := model_kwargs.get("attention_mask")) is None:
             return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
-    def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs) -> Tensor:
+    def _prepare_attention_mask_for_generation(  # type: ignore[override]  # no tensor is a `LongTensor` to mypy
+        self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> Tensor:
         """The mask `[B, S]` when none is given: pads are told by their id, where it is not known which they are."""
         mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
         if generation_config.is_assistant:
@@ -82,11 +107,11 @@ class PLTGenerationMixin(GenerationMixin):
         return mask
 
     @property
-    def init_continuous_batching(self):
+    def init_continuous_batching(self) -> NoReturn:
         # servers ask `hasattr` and then fall back to plain generation
         raise AttributeError("Continuous batching is not supported by PLT.")
 
-    def generate_batch(self, *args, **kwargs):
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
             "later loops. Use `generate()`."

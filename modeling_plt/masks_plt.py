@@ -18,7 +18,7 @@ from .tail_plt import tail
 DENSE = ("eager", "sdpa")  # implementations whose masks are tensors with an entry per query and key
 
 
-def make_full_mask(past_key_values: Cache | None, **inputs) -> Any:
+def make_full_mask(past_key_values: Cache | None, **inputs: Any) -> Any:
     """The causal mask of T tokens over all keys, None where the kernel needs none; `inputs` as transformers takes."""
     return finite(create_causal_mask(**inputs, **{THEIRS: past_key_values}))
 

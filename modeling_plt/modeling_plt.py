@@ -5,6 +5,7 @@ B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         shared_value: Tensor | None,
         loops: range,
         num_queries: int,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Run one pass `[B, R * T, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
 
@@ -109,6 +110,7 @@ class LastLoopTap(nn.Module):
 
 
 class PLTPreTrainedModel(PreTrainedModel):
+    config: PLTConfig
     config_class = PLTConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -125,7 +127,7 @@ class PLTPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(LastLoopTap, index=1),
     }
 
-    def __init__(self, config: PLTConfig, *args, **kwargs):
+    def __init__(self, config: PLTConfig, *args: Any, **kwargs: Any):
         config.validate()  # overrides in `from_pretrained` have set one field at a time
         super().__init__(config, *args, **kwargs)
 
@@ -134,7 +136,8 @@ class PLTPreTrainedModel(PreTrainedModel):
 
         `Trainer` counts them once, because it asks the model for nothing but its number of parameters.
         """
-        repeated = sum(parameter.numel() for parameter in self.base_model.layers.parameters())
+        decoder: Any = self.base_model
+        repeated = sum(parameter.numel() for parameter in decoder.layers.parameters())
         weights = self.num_parameters(exclude_embeddings=True) + (self.config.num_loops - 1) * repeated
         return 6 * inputs[self.main_input_name].numel() * weights
 
@@ -162,7 +165,7 @@ class PLTModel(PLTPreTrainedModel):
         if config.has_learned_scales:
             self.embedding_scale = nn.Parameter(torch.full((1,), float(config.embedding_scale)))
             self.hidden_scale = nn.Parameter(torch.full((1,), float(config.hidden_scale)))
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads no field that ours lacks
         self.last_loop_tap = LastLoopTap()
         self.gradient_checkpointing = False
         self.post_init()
@@ -170,7 +173,7 @@ class PLTModel(PLTPreTrainedModel):
     @gets_it_as(OURS)
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]  # transformers' keywords name `position_ids` too
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -213,7 +216,7 @@ class PLTModel(PLTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
         self.refuse_unsupported(past_key_values, inputs_embeds, kwargs)
-        tokens = attention_mask  # `generate` has read it already, outside of a compiled step
+        tokens: Any = attention_mask  # `generate` has read it already, outside of a compiled step
         if not isinstance(tokens, NewTokens):
             tokens = read_tokens(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is not None and past_key_values.carry.record_past:
@@ -229,11 +232,8 @@ class PLTModel(PLTPreTrainedModel):
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
             loop_hidden_states = (*earlier, states[-1])
-        return PLTModelOutputWithPast(
-            last_hidden_state=states[-1],
-            loop_hidden_states=loop_hidden_states,
-            **{THEIRS: past_key_values},
-        )
+        cache: dict[str, Any] = {THEIRS: past_key_values}
+        return PLTModelOutputWithPast(last_hidden_state=states[-1], loop_hidden_states=loop_hidden_states, **cache)
 
     def run_passes(
         self,
@@ -242,7 +242,7 @@ class PLTModel(PLTPreTrainedModel):
         tokens: NewTokens,
         num_outputs: int,
         past_key_values: PLTCacheMixin | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> list[Tensor]:
         """Embeddings `[B, T, D]` and carry `[B, 1, D]` -> each loop's states, its last positions `[B, <= T, D]`.
 
@@ -288,14 +288,20 @@ class PLTModel(PLTPreTrainedModel):
         if loop_idx == 0:
             return embeds
         # with a device map, states are where the last layer is; loops that run together have none yet
-        previous = states[loop_idx - 1].to(embeds.device) if states else None
+        previous: Any = states[loop_idx - 1].to(embeds.device) if states else None
         if self.config.loop_shift:
             previous = shift(previous, carry[loop_idx - 1].to(embeds.device), tokens.follows, tokens.pads)
         scales = self if self.config.has_learned_scales else self.config
         return scales.embedding_scale * embeds + scales.hidden_scale * tail(previous, num_positions)
 
     def run_layers(
-        self, hidden_states: Tensor, shared: list, run: Pass, tokens: NewTokens, position_ids: Tensor, **kwargs
+        self,
+        hidden_states: Tensor,
+        shared: list[Any],
+        run: Pass,
+        tokens: NewTokens,
+        position_ids: Tensor,
+        **kwargs: Any,
     ) -> Tensor:
         """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
@@ -323,8 +329,9 @@ class PLTModel(PLTPreTrainedModel):
             weights = None if weights is None else pads.give_back_weights(weights)
         self.last_loop_tap(layer_input, layer_output, weights)
 
-    def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: dict) -> None:
-        if self.config.has_gate and self.layers[0].self_attn.plt_gate is None:
+    def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: Any) -> None:
+        layers: Any = self.layers
+        if self.config.has_gate and layers[0].self_attn.plt_gate is None:
             raise ValueError(
                 '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
                 "setting, instead of changing its config."
@@ -352,7 +359,7 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
 
     @gets_it_as(OURS)
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # see `PLTModel.forward`
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -395,7 +402,7 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
             **{THEIRS: getattr(outputs, THEIRS)},
         )
 
-    def can_prune(self, kwargs: dict) -> bool:
+    def can_prune(self, kwargs: Any) -> bool:
         """Whether positions may be left out: nobody asks for their states, and masks can be cut to the others."""
         if self.config._attn_implementation == "flex_attention":  # its block masks cannot be cut
             return False
@@ -412,7 +419,8 @@ class PLTForSequenceClassification(GenericForSequenceClassification, PLTPreTrain
         PLTPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = PLTModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        # transformers allows None, for models that have no labels
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)  # type: ignore[arg-type]
         self.post_init()
 
 
@@ -424,7 +432,8 @@ class PLTForTokenClassification(GenericForTokenClassification, PLTPreTrainedMode
         self.num_labels = config.num_labels
         self.model = PLTModel(config)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        # transformers allows None, for models that have no labels
+        self.score = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
 

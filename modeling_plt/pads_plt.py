@@ -22,7 +22,7 @@ class Pads(NamedTuple):
 
     is_real: Tensor  # [B, T], by given columns
     order: Tensor  # [B, T], the new tokens with pads first, by their given columns
-    count: Tensor  # [B, 1], how many of the T are pads
+    count: Tensor  # type: ignore[assignment]  # [B, 1], how many of the T are pads; hides `tuple.count`
 
     @classmethod
     def of(cls, is_real: Tensor) -> "Pads":

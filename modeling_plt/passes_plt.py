@@ -4,7 +4,7 @@
 B batch, L loops, N layers, T new tokens, D hidden.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
     """
     if num_outputs == 0:
         return [[num_tokens] * (config.num_hidden_layers + 1)] * config.num_loops
-    spans = []
+    spans: list[list[int]] = []
     for loop_idx in reversed(range(config.num_loops)):
         window = None if loop_idx == 0 else config.own_window
         reach = num_tokens if window is None else max(window - 1, 0)
@@ -58,7 +58,7 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
     return spans
 
 
-def shift(states: Tensor | None, carry: Tensor, follows: Tensor, pads: Pads | None) -> Tensor:
+def shift(states: Tensor | Any, carry: Tensor, follows: Tensor, pads: Pads | None) -> Tensor:
     """States delayed by one token, the carry first, and zeros where a sequence starts (paper section 3.1).
 
     Args:

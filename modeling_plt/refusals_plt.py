@@ -4,6 +4,8 @@
 B batch, T new tokens, S cached + new.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -18,7 +20,7 @@ def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) 
     """Exactly one of `input_ids` `[B, T]` and `inputs_embeds` `[B, T, D]`, and at least one token."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-    given = input_ids if inputs_embeds is None else inputs_embeds
+    given: Any = input_ids if inputs_embeds is None else inputs_embeds
     if given.shape[1] == 0:
         raise ValueError(f"`input_ids` must hold at least one token, got {list(given.shape[:2])}.")
 

@@ -89,22 +89,23 @@ def add_masks(
     inputs_embeds: Tensor,
     past_key_values: PLTCacheMixin | None,
     columns: Tensor,
-    num_columns: int | None,
+    num_columns: int | Any,
 ) -> NewTokens:
     """The tokens at `columns` `[T]` of S (None: there is no mask) with the masks that their attention needs."""
     num_past, is_static = 0, False
     if past_key_values is not None:
         num_past, is_static = past_key_values.get_seq_length(), past_key_values.is_compileable
     # without a mask and a cache, transformers builds the masks of documents from their positions
-    has_mask = tokens.num_pads is not None and not tokens.are_packed
+    num_pads: Any = tokens.num_pads
+    has_mask = num_pads is not None and not tokens.are_packed
     if tokens.num_tokens == 1 and not has_mask and not is_static:
         return tokens  # the last position sees everything that the cache holds
     if not is_static and num_past == 0:
         past_key_values = None  # an empty cache adds nothing to a mask
-    inputs = {
+    inputs: dict[str, Any] = {
         "config": config,
         "inputs_embeds": inputs_embeds,
-        "attention_mask": torch.arange(num_columns, device=columns.device) >= tokens.num_pads if has_mask else None,
+        "attention_mask": torch.arange(num_columns, device=columns.device) >= num_pads if has_mask else None,
         "position_ids": tokens.positions,
     }
     full_mask, window_mask = make_full_mask(past_key_values, **inputs), None

@@ -4,6 +4,8 @@
 B batch, L loops, T new tokens, R loops in a call, W sliding window, Hkv KV heads, Dh head_dim, D hidden.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer
@@ -21,6 +23,9 @@ class StaticLoops(StaticLayer):
     the tokens: it advances `cumulative_length`.
     """
 
+    keys: Tensor | Any  # None before the first token, when nothing reads it
+    values: Tensor | Any
+
     def __init__(self, max_cache_len: int, loops: range):
         super().__init__(max_cache_len=max_cache_len)
         self.loops = loops
@@ -37,7 +42,7 @@ class StaticLoops(StaticLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states[:, 0], value_states[:, 0])
         columns = self.cumulative_length + torch.arange(num_tokens, device=key_states.device)
-        seen = self.write(self.keys, key_states, loops, columns, pads)
+        seen: Any = self.write(self.keys, key_states, loops, columns, pads)
         seen = seen, self.write(self.values, value_states, loops, columns, pads)
         if loops.stop == self.loops.stop:
             self.cumulative_length.add_(num_tokens)
@@ -72,6 +77,9 @@ class RingLayer(StaticLoops):
 
 class StaticCarry(Carry):
     """A carry of one column that is written in place."""
+
+    positions: Tensor | Any  # None before the first token, both of them
+    num_pads: Tensor | Any
 
     def lazy_initialization(self, states: list[Tensor], positions: Tensor) -> None:
         """Allocate for states like `[B, any, D]` and positions like `[B, any]`."""
@@ -112,6 +120,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
     """
 
     is_croppable = False
+    carry: StaticCarry
 
     def __init__(self, config: PLTConfig, max_cache_len: int):
         if max_cache_len < 1:
@@ -127,7 +136,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         self.note_config(config)
 
     @property
-    def all_layers(self) -> list[StaticLayer]:
+    def all_layers(self) -> list[Any]:
         """Everything that holds keys and values."""
         return [*self.layers, *self.windows]
 
@@ -145,7 +154,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         return layers[layer_idx].update_loops(key_states, value_states, loops, num_tokens, pads)
 
     def early_initialization(
-        self, batch_size: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self, batch_size: int, num_heads: int | Any, head_dim: int | Any, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Allocate everything for a batch, before the first forward, so that that may be compiled too."""
         empty = torch.zeros(batch_size, num_heads, 0, head_dim, dtype=dtype, device=device)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that are split by heads over several processes (tensor parallelism), where they are no `nn.Linear`."""
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
-def is_split(parameter: Tensor) -> bool:
+def is_split(parameter: Tensor) -> "TypeGuard[DTensor]":
     return torch.distributed.is_available() and isinstance(parameter, DTensor)
 
 

@@ -40,6 +40,8 @@ class WindowLayer(DynamicLayer):
     """
 
     is_sliding = True
+    keys: Tensor | Any  # None before the first token, when nothing reads it
+    values: Tensor | Any
 
     def __init__(self, sliding_window: int):
         super().__init__()
@@ -128,7 +130,9 @@ class BlockMask(NamedTuple):
     visible: Tensor  # [blocks, B, 1, block, reach + block], numbers to add or booleans
 
 
-def make_window_mask(past_key_values: Any, starts: Tensor, num_past: int | Tensor, config: PLTConfig, **inputs) -> Any:
+def make_window_mask(
+    past_key_values: Any, starts: Tensor, num_past: int | Tensor, config: PLTConfig, **inputs: Any
+) -> Any:
     """The mask of T tokens over a later loop's own keys, as the attention implementation takes it.
 
     For `eager` and `sdpa` `[B, 1, T, n]`, or a `BlockMask` for more tokens than the window holds.
@@ -147,7 +151,7 @@ def make_window_mask(past_key_values: Any, starts: Tensor, num_past: int | Tenso
     is_ring = past_key_values is not None and past_key_values.is_compileable
     if is_ring and num_tokens == 1:
         return as_mask(ring_mask(starts, last, window, past_key_values.ring_size), config, dtype)
-    num_kept = past_key_values.ring_size - 1 if is_ring else min(window - 1, num_past)
+    num_kept: Any = past_key_values.ring_size - 1 if is_ring else min(window - 1, num_past)
     is_traced = torch.compiler.is_compiling()
     if num_tokens == 1 or torch.compiler.is_exporting() or (not is_traced and num_tokens <= window):
         # an exported program takes any length, and so cannot count blocks
