@@ -51,7 +51,7 @@ class PLTGate(nn.Module):
 
 
 class FoldedQueries(nn.Module):
-    """What attention functions read off their module when all queries of a KV head are positions of that head."""
+    """Stands in for the attention module when the query heads that share a KV head are passed as positions."""
 
     num_key_value_groups = 1
     is_causal = False
@@ -106,7 +106,8 @@ class PLTAttention(nn.Module):
         Args:
             hidden_states: the normed layer input `[B, R * T, D]`.
             layer_input: the same before its norm; the gate reads it.
-            shared_key, shared_value: loop 0's `[B, 1, Hkv, S, Dh]`, or None if loop 0 is in this pass.
+            shared_key, shared_value: loop 0's `[B, 1, Hkv, S, Dh]`, or None if loop 0 is in this pass. In a vanilla
+                loop nothing is shared: they are replaced by the pass's own.
             loops: the loops in the pass.
             num_queries: Q, how many of the T positions have an output: the last ones.
             position_embeddings: cosines and sines `[B, 1, 1, >= T, Dh]`, of which the last T are those of the
@@ -119,6 +120,7 @@ class PLTAttention(nn.Module):
             None from implementations that give none; shared key and value.
         """
         num_loops, window = len(loops), self.config.own_window
+        # the loops are an axis from here to `o_proj`; of pruned positions, only keys and values are computed
         query = self.split_heads(self.q_proj(tail(hidden_states, num_loops * num_queries)), num_loops)
         query = rotate(self.q_norm(query), position_embeddings)
         if loops.start == 0 or window != 0:
@@ -133,7 +135,7 @@ class PLTAttention(nn.Module):
                 return tuple(new)
             return past_key_values.update(*new, self.layer_idx, of, tokens.num_tokens, tokens.pads)
 
-        # loop 0 sees all that came before, and shares its keys and values; in a vanilla loop every loop has its own
+        # shared KV: loop 0 sees all that came before, and later loops see the same; a vanilla loop has its own
         if loops.start == 0 or window is None:
             shared_key, shared_value = update(loops if window is None else range(1))
         mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, shared_key, self.config)
@@ -141,9 +143,11 @@ class PLTAttention(nn.Module):
 
         later = range(max(loops.start, 1), loops.stop)
         if window and later:
+            # loop 0 holds every earlier token, so later loops keep no more than a window of their own keys and values
             first = later.start - loops.start
             own = self.attend_window(query[:, first:], *update(later), tokens.window_mask, **kwargs)
             layer_input = tail(layer_input, num_loops * num_queries).unflatten(1, (num_loops, -1))
+            # computed in float32, in which a gate near 1 has a gradient
             gate = self.plt_gate(layer_input[:, first:], query[:, first:]).unsqueeze(-1)
             mixed = gate.to(own.dtype) * output[:, first:] + (1 - gate).to(own.dtype) * own
             output = torch.cat((output[:, :first], mixed), dim=1) if first else mixed

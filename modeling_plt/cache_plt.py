@@ -196,7 +196,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         config: the `PLTConfig` of the model that will fill the cache.
     """
 
-    is_croppable = True  # once recording has been activated, which those who ask do
+    is_croppable = True  # after `activate_past_recording()`, which transformers calls before it crops
 
     def __init__(self, config: PLTConfig):
         super().__init__(config=config)

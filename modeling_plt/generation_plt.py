@@ -95,7 +95,7 @@ class PLTGenerationMixin(GenerationMixin):
     def _prepare_attention_mask_for_generation(  # type: ignore[override]  # no tensor is a `LongTensor` to mypy
         self, inputs_tensor: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> Tensor:
-        """The mask `[B, S]` when none is given: pads are told by their id, where it is not known which they are."""
+        """The mask `[B, S]` when none is given: every `pad_token_id` is a pad, except in a cache, which knows its."""
         mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
         if generation_config.is_assistant:
             return torch.ones_like(mask)  # a mask is left out where all tokens are real

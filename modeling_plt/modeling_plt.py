@@ -305,7 +305,7 @@ class PLTModel(PLTPreTrainedModel):
     ) -> Tensor:
         """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
-        `shared` has each layer's shared key and value; loop 0 puts them there.
+        `shared` has each layer's shared key and value, where the first pass puts them.
         """
         for layer_idx, num_queries in zip(run.layers, run.spans[1:], strict=True):
             layer_input = hidden_states

@@ -16,13 +16,13 @@ from .tail_plt import tail
 class Pass(NamedTuple):
     """One run through consecutive layers.
 
-    With the shift, all loops of a single position depend on the carry alone, so they run together; several positions
-    take the loops one after another. A pass is therefore R loops of T positions, and R or T is 1.
+    With the shift, later loops of a single position read the carry, not each other, so all run together; of several
+    positions, loops run one after another. A pass is therefore R loops at T positions, and R or T is 1.
     """
 
     loops: range
     layers: range
-    spans: list[int]  # how many of the last positions enter each of the layers, and at its end, leave the last
+    spans: list[int]  # spans[n]: how many of the last positions enter the n-th layer; at the end: leave the last layer
 
     @property
     def num_loops(self) -> int:
@@ -41,8 +41,8 @@ def passes(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[Pass]:
 def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[list[int]]:
     """Exact pruned prefill: how many of the last positions each loop needs, `[loop][n]`, `n` as in `Pass.spans`.
 
-    An output reaches back over the keys that its loop sees of its own, layer by layer, and at the start of a loop over
-    one position more, the shift. What is before is never read, so leaving it out changes nothing.
+    In each layer, an output depends on the positions that its loop sees of its own (the W - 1 before it); at the
+    start of a loop, the shift adds one more. What is before is never read, so leaving it out changes nothing.
     """
     if num_outputs == 0:
         return [[num_tokens] * (config.num_hidden_layers + 1)] * config.num_loops

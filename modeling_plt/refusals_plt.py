@@ -52,7 +52,7 @@ def refuse_wrong_shapes(
 
 
 def can_read(length: int | Tensor, num_tokens: int) -> bool:
-    """Whether a cached length is known: in a tensor, not while tracing, nor where every token would wait for it."""
+    """Whether a cached length can be read: a tensor not while tracing, nor where every token would wait for it."""
     return isinstance(length, int) or (
         not torch.compiler.is_compiling() and (num_tokens > 1 or length.device.type == "cpu")
     )
@@ -61,7 +61,7 @@ def can_read(length: int | Tensor, num_tokens: int) -> bool:
 def refuse_overflow(past_key_values: PLTCacheMixin | None, num_past: int | Tensor, num_tokens: int) -> None:
     room = -1 if past_key_values is None else past_key_values.get_max_length()
     if can_read(num_past, num_tokens) and 0 <= room < num_past + num_tokens:
-        raise ValueError(f"The static cache holds {room} tokens, {int(num_past) + num_tokens} are wanted.")
+        raise ValueError(f"The static cache has room for {room} tokens, {int(num_past) + num_tokens} are wanted.")
 
 
 def refuse_other_pads(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who follows whom: the positions of new tokens, and where their sequences start (the shift is per sequence).
+"""Which token continues which: positions, and where sequences start (the shift is per sequence).
 
 B batch, T new tokens, S cached + new.
 """

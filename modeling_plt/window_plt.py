@@ -59,7 +59,7 @@ class WindowLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Append the last T of `num_tokens` tokens `[B, Hkv, T, Dh]` and return the columns that they may see.
 
-        At most W - 1 + T. If T is less than `num_tokens`, the windows lie among the T (pruned prefill).
+        At most W - 1 + T. In a pruned prefill T is less than `num_tokens`, and no window reaches further back.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -104,7 +104,7 @@ class WindowLayer(DynamicLayer):
 def write_ring(ring: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) -> Tensor:
     """Put the last of the T tokens at `columns` `[T]` into a ring, where column c is at c modulo its size n.
 
-    `new` `[B, heads, <= T, Dh]` may hold only the last of them, whose windows then lie among them (pruned prefill).
+    `new` `[B, heads, <= T, Dh]`: a pruned prefill gives only the last tokens, whose windows reach no further back.
     Returns what their queries see: the ring itself for a single token, else the n - 1 columns before the tokens and
     theirs, in order.
     """

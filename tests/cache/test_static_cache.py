@@ -196,7 +196,7 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="`max_cache_len` must be at least 1, got 0"):
         PLTStaticCache(model.config, 0)
     cache = PLTStaticCache(model.config, 5)
-    with pytest.raises(ValueError, match="holds 5 tokens, 6 are wanted"):
+    with pytest.raises(ValueError, match="has room for 5 tokens, 6 are wanted"):
         model(input_ids, past_key_values=cache)
     for refused in (cache.activate_past_recording, lambda: cache.crop(-1)):
         with pytest.raises(NotImplementedError, match="cannot take tokens back"):
