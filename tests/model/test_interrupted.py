@@ -56,7 +56,7 @@ def test_a_full_static_cache_refuses_a_token_and_stays_open():
     cache = PLTStaticCache(model.config, 5)
     with torch.no_grad():
         model(input_ids[:, :5], past_key_values=cache)
-        with pytest.raises(ValueError, match="holds 5 tokens, 6 are wanted"):
+        with pytest.raises(ValueError, match="has room for 5 tokens, 6 are wanted"):
             model(input_ids[:, 5:], past_key_values=cache)
     assert int(cache.get_seq_length()) == 5
 
