@@ -119,13 +119,13 @@ def gate_on_normed_input(monkeypatch):
 
 
 def final_norm_twice(monkeypatch):
-    run_loops = PLTModel.run_loops
+    run_passes = PLTModel.run_passes
 
     def norm_again(self, *args, **kwargs):
-        states = run_loops(self, *args, **kwargs)
+        states = run_passes(self, *args, **kwargs)
         return [*states[:-1], self.norm(states[-1])]
 
-    monkeypatch.setattr(PLTModel, "run_loops", norm_again)
+    monkeypatch.setattr(PLTModel, "run_passes", norm_again)
 
 
 @pytest.mark.parametrize("mistake", [window_one_short, no_shift, gate_on_normed_input, final_norm_twice])

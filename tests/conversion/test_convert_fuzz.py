@@ -78,7 +78,7 @@ TOKENS = {"<|end|>": 0, "a": 1, "b": 2, "ab": 3, "c": 4}
 def sources(tmp_path_factory):
     """Folders of every format, some with a tokenizer, generation settings, two shards or pickle weights."""
     root = tmp_path_factory.mktemp("sources")
-    for folder in DATA.iterdir():
+    for folder in (path for path in DATA.iterdir() if path.is_dir()):
         shutil.copytree(folder, root / folder.name)
     for name in ("llama", "mistral", "qwen2", "qwen3"):
         plain_model(name).save_pretrained(root / name, max_shard_size="60KB")
