@@ -27,17 +27,21 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop;
-# and compare all.
+# and compare all. One thread: models this small wait longer for a second one than they compute, minutes on a busy machine.
+demo: export OMP_NUM_THREADS = 1
 demo: $(READY)
-	$(BIN)/python examples/train.py --output $(RUN)/plain --set num_loops=1
-	$(BIN)/python examples/train.py --output $(RUN)/loop --tokenizer $(RUN)/plain --set loop_shift=False loop_attention=own
-	$(BIN)/python examples/train.py --output $(RUN)/plt --tokenizer $(RUN)/plain
+	$(BIN)/python examples/prepare.py --output $(RUN)/data
+	$(BIN)/python examples/train.py --data $(RUN)/data --output $(RUN)/plain --set num_loops=1
+	$(BIN)/python examples/train.py --data $(RUN)/data --output $(RUN)/loop --set loop_shift=False loop_attention=own
+	$(BIN)/python examples/train.py --data $(RUN)/data --output $(RUN)/plt
 	$(CLEAN_PYTHON) examples/generate.py --model $(RUN)/plt
-	cd $(RUN)/plt && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
+	cd $(RUN)/data && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
-	$(BIN)/python examples/compare.py --models $(RUN)/plain $(RUN)/loop $(RUN)/plt $(RUN)/converted --output $(RUN)
+	$(BIN)/python -m benchmarks_plt.compare $(RUN)
+	@echo "Next, complete a prompt of yours:"
+	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

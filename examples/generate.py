@@ -14,14 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a saved folder or a hub id; a tiny random model if absent")
-    parser.add_argument("--prompt", default="def read(self, size")
-    parser.add_argument("--max-new-tokens", type=int, default=60)
-    return parser.parse_args()
-
-
 def random_model():
     from configuration_plt import PLTConfig
     from modeling_plt import PLTForCausalLM
@@ -31,14 +23,22 @@ def random_model():
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a saved folder or a hub id; a tiny random model if absent")
+    parser.add_argument("--prompt", default="def read(self, size")
+    parser.add_argument("--max-new-tokens", type=int, default=60)
+    args = parser.parse_args()
     print(f"package importable: {importlib.util.find_spec('modeling_plt') is not None}")
     if args.model is None:
         model, streamer = random_model(), None
         inputs = {"input_ids": torch.tensor([list(args.prompt.encode())])}  # a byte is a token
     else:
-        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
+            tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            parser.error(f"--model must be a saved model, such as `make demo` writes, got {args.model}: {reason}")
         streamer = TextStreamer(tokenizer)
         inputs = tokenizer(args.prompt, return_tensors="pt")
 
