@@ -94,7 +94,14 @@ def test_code_runs(folder, block):
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
-    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install")}
+    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install"), *of("python -m")}
+
+
+@pytest.mark.parametrize("line", of("python -m"))
+def test_modules_that_are_run_are_those_of_the_demo(line):
+    """`make demo` runs them; `test_examples.py` runs the same on smaller models."""
+    module = shlex.split(line)[2]
+    assert f"python -m {module} " in page("Makefile")
 
 
 @pytest.mark.parametrize("line", of("plt convert", "plt inspect"))
