@@ -38,6 +38,10 @@ class NewTokens(NamedTuple):
     def num_tokens(self) -> int:
         return self.positions.shape[1]
 
+    def contiguous(self) -> "NewTokens":
+        """Itself: older releases of transformers ask this of what `create_masks_for_generate` returns."""
+        return self
+
 
 def read_tokens(
     config: PLTConfig,
