@@ -29,13 +29,9 @@ def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
     column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     if not isinstance(config, PLTConfig):
         return element_size * column * context
-    num_later = config.num_loops - 1
-    later_columns = {
-        "own": context,
-        "shared": 0,
-        "gated_window": min(context, config.sliding_window - 1),
-    }[config.loop_attention]
-    elements = column * (context + num_later * later_columns) + config.num_loops * config.hidden_size
+    window = config.own_window
+    later_columns = context if window is None else min(context, max(window - 1, 0))
+    elements = column * (context + (config.num_loops - 1) * later_columns) + config.num_loops * config.hidden_size
     return element_size * elements + POSITION_BYTES
 
 
@@ -46,15 +42,19 @@ def measured(cache: Cache) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
+def measure_row(setup: Setup, row: Row, context: int) -> int:
+    """The bytes of a row's cache after `context` tokens, batch 1."""
+    config = row_config(setup.fields, row)
+    return measured(fill(new_cache(config), config, 1, context, setup.device, setup.dtype))
+
+
 def measure_cache(setup: Setup, rows: list[Row], contexts: tuple[int, ...]) -> pd.DataFrame:
     """One cache at a time, batch 1; the first row is plain."""
     records = []
     for context in tqdm(sorted({*contexts, *CONTEXTS}), desc="Filling caches", unit="context"):
         for row in rows:
-            config = row_config(setup.fields, row)
-            num_bytes = measured(fill(new_cache(config), config, 1, context, setup.device, setup.dtype))
-            expected = theory(config, context, setup.dtype.itemsize)
-            records.append((row.name, context, expected, num_bytes))
+            expected = theory(row_config(setup.fields, row), context, setup.dtype.itemsize)
+            records.append((row.name, context, expected, measure_row(setup, row, context)))
     table = pd.DataFrame(records, columns=["row", "context", "bytes, theory", "bytes, measured"])
     plain = table.groupby("context")["bytes, measured"].transform("first")
     return table.assign(**{"ratio to plain": table["bytes, measured"] / plain})

@@ -19,10 +19,9 @@ from tabulate import tabulate
 
 from modeling_plt import PLTForCausalLM
 
-from .cache_bytes import measured
+from .cache_bytes import measure_row
 from .decode import measure_decoding
-from .filled_cache import fill, new_cache
-from .models import Setup, SharedWeights, row_config
+from .models import Setup, SharedWeights
 from .rows import ROWS
 from .sizes import SIZES
 
@@ -46,16 +45,14 @@ def measure_cost(setup: Setup) -> dict[str, dict]:
     """By row: milliseconds per token, their ratio to plain, and the megabytes of the KV cache."""
     rows = list(dict.fromkeys(MODELS.values()))
     timed = measure_decoding(SharedWeights(setup), rows, [1], [CONTEXT], ROUNDS).set_index("row")
-    costs = {}
-    for row in rows:
-        config = row_config(setup.fields, row)
-        cache = fill(new_cache(config), config, 1, CONTEXT, setup.device, setup.dtype)
-        costs[row.name] = {
+    return {
+        row.name: {
             "ms per token": round(timed["ms per token"][row.name], 1),
             "time ratio": round(timed["ratio to plain"][row.name], 2),
-            "KV cache, MB": round(measured(cache) / 1e6, 1),
+            "KV cache, MB": round(measure_row(setup, row, CONTEXT) / 1e6, 1),
         }
-    return costs
+        for row in rows
+    }
 
 
 def caption(setup: Setup) -> str:
