@@ -11,7 +11,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from .cache_name_plt import OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .refusals_plt import refuse_foreign
+from .refusals_plt import refuse_foreign, refuse_lookup_after
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
 
@@ -115,13 +115,4 @@ class PLTGenerationMixin(GenerationMixin):
         raise NotImplementedError(
             "`generate_batch` is not supported: continuous batching has no place for the carry and the windows of "
             "later loops. Use `generate()`."
-        )
-
-
-def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
-    """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
-    if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
-        raise NotImplementedError(
-            "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
-            "feed the whole prompt into it again. Leave out the cache, or the lookup."
         )

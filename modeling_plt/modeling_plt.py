@@ -262,7 +262,7 @@ class PLTModel(PLTPreTrainedModel):
             hidden_states = self.run_layers(torch.cat(inputs, dim=1), shared, run, tokens, position_ids, **kwargs)
             if self.config.loop_norm:
                 hidden_states = self.norm(hidden_states)
-            states += hidden_states.unflatten(1, (run.num_loops, -1)).unbind(1)
+            states += hidden_states.unflatten(1, (len(run.loops), -1)).unbind(1)
         if not self.config.loop_norm:
             states[-1] = self.norm(states[-1])
         return states

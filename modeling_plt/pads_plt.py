@@ -33,6 +33,11 @@ class Pads(NamedTuple):
         columns = torch.arange(is_real.shape[1], device=is_real.device).expand_as(place)
         return cls(is_real, torch.zeros_like(place).scatter(1, place, columns), count)
 
+    @property
+    def last_real(self) -> Tensor:
+        """Of each given column `[B, T]`, the last real token up to it, by its column with pads first."""
+        return self.count + self.is_real.long().cumsum(dim=1) - 1
+
     def put_first(self, states: Tensor) -> Tensor:
         """New tokens `[B, T]` or `[B, T, D]` with pads first."""
         return pick(states, self.order, 1)
@@ -43,13 +48,12 @@ class Pads(NamedTuple):
         A pad gets the state of the last real token before it, which may be the one `[B, 1, D]` before all T.
         """
         num_missing = self.is_real.shape[1] - states.shape[1]
-        last_real = self.count + self.is_real.long().cumsum(dim=1) - num_missing
         joined = join(before.to(states.device), states, self, dim=1)
-        return pick(joined, tail(last_real, states.shape[1]), 1)
+        return pick(joined, tail(self.last_real + 1 - num_missing, states.shape[1]), 1)
 
     def give_back_weights(self, weights: Tensor) -> Tensor:
         """Attention weights `[B, H, T, n]` in the given order; after a cache, keys stay in its order, pads first."""
-        last_real = (self.count + self.is_real.long().cumsum(dim=1) - 1).clamp(min=0)
+        last_real = self.last_real.clamp(min=0)
         weights = pick(weights, last_real, 2)
         if weights.shape[3] > self.is_real.shape[1]:
             return weights

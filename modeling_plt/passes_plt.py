@@ -24,10 +24,6 @@ class Pass(NamedTuple):
     layers: range
     spans: list[int]  # spans[n]: how many of the last positions enter the n-th layer; at the end: leave the last layer
 
-    @property
-    def num_loops(self) -> int:
-        return len(self.loops)
-
 
 def passes(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[Pass]:
     """The passes of a forward over T tokens that returns the last loop's states at the last `num_outputs` (0: all)."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.generation import GenerationMode
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 from .cache_plt import PLTCacheMixin
@@ -112,6 +113,15 @@ def refuse_foreign(past_key_values: Cache) -> None:
             f"`past_key_values` must be a `PLTCache` or a `PLTStaticCache`, got `{type(past_key_values).__name__}`, "
             "which has no place for the carry and the windows of later loops. (Prefix tuning passes such a cache: not "
             "supported.)"
+        )
+
+
+def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
+    """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
+    if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
+        raise NotImplementedError(
+            "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
+            "feed the whole prompt into it again. Leave out the cache, or the lookup."
         )
 
 

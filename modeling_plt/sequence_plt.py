@@ -124,6 +124,8 @@ def find_pads(attention_mask: Tensor | None, num_tokens: int) -> Pads | None:
         return None
     is_real = attention_mask[:, -num_tokens:]
     if not torch.compiler.is_compiling():
+        if is_real.all():  # as in every step of decoding
+            return None
         comes_late = ~is_real & (attention_mask.long().cumsum(dim=1)[:, -num_tokens:] > 0)
         return Pads.of(is_real) if comes_late.any() else None
     if num_tokens > 1:  # compiled code cannot read values
