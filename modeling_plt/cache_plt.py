@@ -78,7 +78,9 @@ class Carry:
     def write(self, states: list[Tensor], positions: Tensor, pads: Pads | None, num_pads: Tensor | None) -> None:
         """Take over T tokens: the last of each loop's states `[B, <= T, D]`, and positions `[B, T]`."""
         if self.record_past:
-            is_real = positions != NO_POSITION if pads is None else pads.is_real
+            # without a mask nothing is moved, whatever its position
+            least = NO_POSITION if num_pads is None else 0
+            is_real = positions >= least if pads is None else pads.is_real
             self.is_real = is_real if self.is_real is None else torch.cat((self.is_real, is_real), dim=1)
         else:
             self.is_real = None

@@ -238,3 +238,15 @@ def test_selecting_a_row_that_is_not_there_leaves_the_cache_as_it_was():
         cache.batch_select_indices([0, 3])
     logits = model(input_ids[:, 6:], past_key_values=cache).logits
     torch.testing.assert_close(logits, uncached(model, input_ids)[:, 6:], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_token_without_a_position_is_taken_back_too():
+    model, input_ids = tiny_model(num_loops=3), tiny_ids(1, 8)
+    cache = PLTCache(model.config)
+    cache.activate_past_recording()
+    model(input_ids[:, :6], past_key_values=cache)
+    model(input_ids[:, 6:7], position_ids=torch.tensor([[-1]]), past_key_values=cache)
+    cache.crop(-1)
+    logits = model(input_ids[:, 6:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, model(input_ids).logits[:, 6:], rtol=0, atol=2e-5)  # summation order
