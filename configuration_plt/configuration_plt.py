@@ -68,7 +68,7 @@ class PLTConfig(PreTrainedConfig):
     embedding_scale: float | int = scale(1.0)  # weight of the embedding in the input of later loops
     hidden_scale: float | int = scale(1.0)  # weight of the previous loop's state in the input of later loops
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
-    one_pass: bool = True  # the loops of a new token are rows of one pass; False: one after another, the same logits
+    one_pass: bool = True  # the loops of a new token run in one pass; False: one after another, the same logits
     learned_scales: bool = False  # the two scales are parameters, and these values their start
 
     vocab_size: int = count(32000)

@@ -66,6 +66,7 @@ class PublishedPLTConfig(PLTConfig):
     model_type = "iquestpltcoder"
 
     @classmethod
+    # the base class promises its own class; models are chosen by the class of what this returns
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PLTConfig:  # type: ignore[override]
         """Translate a published `config.json`.
 

@@ -9,7 +9,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 from transformers.core_model_loading import WeightConverter
 
 from .fields import Fields
@@ -60,6 +60,11 @@ class Source:
         for name in ("rope_parameters", "rope_scaling"):
             if isinstance(config.get(name), dict):
                 check_rope(config[name])
+        if self.model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"`reference_class` of `{self.model_type}` must be a class of transformers, but {__version__} knows no such "
+                "`model_type`."
+            )
         config_class = CONFIG_MAPPING[self.model_type]
         names = {field.name for field in dataclass_fields(config_class)} - HARMLESS | {*LEGACY_ROPE}
         known = {name: value for name, value in config.items() if name in names}

@@ -21,13 +21,13 @@ SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window",
 
 HALF_WAY = "a forward into it ended in an exception, and some layers may hold more tokens than others. `reset()` it."
 PACKED = (
-    "it holds several documents packed into one row, or padded rows that came without an `attention_mask`, and new "
+    "it holds several documents packed into one batch entry, or pads that came without an `attention_mask`, and new "
     "tokens would attend to all of them."
 )
 
 
 class FullLayer(DynamicLayer):
-    """All keys and values `[B, Hkv, S, Dh]` of one loop in one decoder layer, the pads of each row first."""
+    """All keys and values `[B, Hkv, S, Dh]` of one loop in one decoder layer, the pads of each entry first."""
 
     record_past = False  # nothing is dropped, so nothing has to be recorded
     keys: Tensor | Any  # None before the first token, when nothing reads it
@@ -56,8 +56,8 @@ class Carry:
 
     `states` are L times `[B, C, D]`, the last of them after the final norm: what a pad after that token returns.
     `positions` `[B, C]` are those of the tokens that they belong to. Only the last of the C columns is read: C is 1,
-    or while recording, all since the last `crop`. `num_pads` `[B, 1]` counts the pads of each row, None if no mask has
-    marked any; `is_real` `[B, C - 1]` tells which of the recorded tokens are.
+    or while recording, all since the last `crop`. `num_pads` `[B, 1]` counts the pads of each entry, None if no mask
+    has marked any; `is_real` `[B, C - 1]` tells which of the recorded tokens are.
     """
 
     def __init__(self) -> None:
@@ -116,13 +116,13 @@ class Carry:
             assert self.num_pads is not None  # the mask that marked pads also counted them
             self.num_pads = self.num_pads - num_pads
 
-    def select(self, rows: Tensor) -> None:
-        """Replace the batch by these rows of it."""
+    def select(self, indices: Tensor) -> None:
+        """Replace the batch by these entries of it."""
         if self.positions is None:
             return
 
         def selected(part: Tensor | None) -> Tensor | Any:
-            return None if part is None else part.index_select(0, rows.to(part.device))
+            return None if part is None else part.index_select(0, indices.to(part.device))
 
         self.states = [selected(state) for state in self.states]
         self.positions, self.num_pads = selected(self.positions), selected(self.num_pads)
@@ -147,9 +147,11 @@ class PLTCacheMixin(Cache):
         Raises:
             ValueError: they are of another.
         """
-        rows, dtype = self.carry.positions, inputs_embeds.dtype
-        if rows is not None and rows.shape[0] != inputs_embeds.shape[0]:
-            raise ValueError(f"`past_key_values` holds {rows.shape[0]} rows, the input has {inputs_embeds.shape[0]}.")
+        positions, dtype = self.carry.positions, inputs_embeds.dtype
+        if positions is not None and len(positions) != len(inputs_embeds):
+            raise ValueError(
+                f"`past_key_values` holds a batch of {len(positions)}, the input is one of {len(inputs_embeds)}."
+            )
         if self.dtype is not None and self.dtype != dtype:
             raise ValueError(f"`past_key_values` was filled in {self.dtype}, the embeddings are {dtype}.")
         self.dtype = dtype
@@ -170,7 +172,7 @@ class PLTCacheMixin(Cache):
 def extending(past_key_values: PLTCacheMixin | None, are_packed: bool) -> Iterator[None]:
     """The time of a forward: one that ends in an exception leaves some layers with its tokens, some without.
 
-    A cache whose rows hold several documents, or that is half-way filled, takes no more tokens.
+    A cache whose batch entries hold several documents, or that is half-way filled, takes no more tokens.
     """
     if past_key_values is None:
         yield
@@ -291,15 +293,15 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         self.carry.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
+        """Repeat every entry of the batch."""
         if self.carry.positions is not None:
             self.reorder_cache(torch.arange(len(self.carry.positions)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor | list[int]) -> None:
-        """Replace the batch by these rows of it: a bool mask, or numbers, of which negative ones count from the end.
+        """Replace the batch by these entries: a bool mask, or numbers, of which negative ones count from the end.
 
         Raises:
-            IndexError: there is no such row; the cache is left as it was.
+            IndexError: there is no such entry; the cache is left as it was.
         """
         if self.carry.positions is not None:
             self.reorder_cache(torch.arange(len(self.carry.positions))[torch.as_tensor(indices, device="cpu")])

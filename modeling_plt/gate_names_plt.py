@@ -4,7 +4,7 @@
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-PUBLISHED, OURS = r"\.loop_gate_proj\.", ".plt_gate."
+PUBLISHED_GATE, GATE = r"\.loop_gate_proj\.", ".plt_gate."
 
 
 class ReadOnlyRenaming(WeightRenaming):
@@ -19,4 +19,4 @@ class ReadOnlyRenaming(WeightRenaming):
 def read_both_gate_names(model_type: str) -> None:
     """Have `from_pretrained` rename the gates of a checkpoint, for all models of this type."""
     # the installed package and the code of every loaded folder register the same
-    register_checkpoint_conversion_mapping(model_type, [ReadOnlyRenaming(PUBLISHED, OURS)], overwrite=True)
+    register_checkpoint_conversion_mapping(model_type, [ReadOnlyRenaming(PUBLISHED_GATE, GATE)], overwrite=True)

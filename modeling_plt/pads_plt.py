@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pads: a token follows the last real token before it, wherever pads stand.
 
-Inside a forward, and in the cache, the pads of a row come before its real tokens: there is one layout, that of padding
-on the left. Outputs are in the given order again; a pad's output is that of the last real token before it.
+Inside a forward, and in the cache, the pads of a batch entry come before its real tokens: there is one layout, that of
+padding on the left. Outputs are in the given order again; a pad's output is that of the last real token before it.
 
 B batch, T new tokens, S cached + new.
 """
@@ -81,7 +81,7 @@ def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:
 
 
 def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:
-    """Past columns, then new ones; the pads of each row before both."""
+    """Past columns, then new ones; the pads of each entry before both."""
     joined = torch.cat((past, new), dim=dim)
     return joined if pads is None else pads.move(joined, past.shape[dim], new.shape[dim], dim)
 

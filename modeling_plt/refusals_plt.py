@@ -80,7 +80,7 @@ def refuse_other_pads(
         return  # reading would wait for the device at every step
     if not torch.equal(given, cached.to(given.device)):
         raise ValueError(
-            f"`past_key_values` holds {cached.flatten().tolist()} pads in its rows, but the `attention_mask` marks "
+            f"`past_key_values` holds {cached.flatten().tolist()} pads in its batch, but the `attention_mask` marks "
             f"{given.flatten().tolist()} of the cached tokens: it must mark the same ones as before."
         )
 
@@ -88,7 +88,7 @@ def refuse_other_pads(
 def refuse_other_count(previous: Tensor, positions: Tensor) -> None:
     """The positions `[B, T]` were counted, and do not continue those before them, `[B, T]`."""
     raise ValueError(
-        f"`past_key_values` ends at positions {previous[:, 0].tolist()} of its rows, but the new tokens were "
+        f"`past_key_values` ends at positions {previous[:, 0].tolist()} of its batch, but the new tokens were "
         f"counted to start at {positions[:, 0].tolist()}: the `attention_mask` must mark the pads of the cached "
         "tokens, or `position_ids` must be given."
     )

@@ -24,13 +24,13 @@ from .window_plt import NO_START, make_window_mask
 
 
 class NewTokens(NamedTuple):
-    """What one forward knows of its T new tokens; everywhere in it, the pads of a row come first."""
+    """What one forward knows of its T new tokens; everywhere in it, the pads of a batch entry come first."""
 
     positions: Tensor  # [B, T], NO_POSITION for pads
     follows: Tensor  # [B, T], whether a token continues the one before it, and so takes its state
     pads: Pads | None  # where the pads are among the new tokens, if that matters
-    num_pads: Tensor | None  # [B, 1], all pads of a row, cached ones too; None without a mask
-    are_packed: bool  # whether a row holds several documents
+    num_pads: Tensor | None  # [B, 1], all pads of an entry, cached ones too; None without a mask
+    are_packed: bool  # whether an entry holds several documents
     full_mask: Any = None  # over all keys, as the attention implementation takes it
     window_mask: Any = None  # over a later loop's own keys
 

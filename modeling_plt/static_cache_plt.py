@@ -105,11 +105,11 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
 
     - the layers of the cache itself hold loop 0's shared KV `[B, Hkv, max_cache_len, Dh]`, or with
       `loop_attention="own"` the full keys and values of all loops, as further heads;
-    - `windows` holds the later loops' windows, one ring per decoder layer;
+    - `later_loops` holds their windows, one ring per decoder layer;
     - `carry` as in `PLTCache`.
 
     Nothing is ever reallocated and no length is a Python number, so a compiled step is traced once. Memory is taken
-    for the batch of the first forward. Rows can be reordered (beam search), tokens cannot be taken back.
+    for the batch of the first forward. The batch can be reordered (beam search), tokens cannot be taken back.
 
     Args:
         config: the `PLTConfig` of the model that will fill the cache.
@@ -130,7 +130,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         full = range(1) if config.own_window is not None else range(config.num_loops)
         self.layers = [StaticLoops(max_cache_len, full) for _ in layers]
         self.ring_size = min(config.sliding_window, max_cache_len)
-        self.windows = [RingLayer(self.ring_size, later) for _ in layers] if config.has_gate else []
+        self.later_loops = [RingLayer(self.ring_size, later) for _ in layers] if config.has_gate else []
         self.carry = StaticCarry()
         self.carried = config.num_loops, config.hidden_size
         self.note_config(config)
@@ -138,7 +138,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
     @property
     def all_layers(self) -> list[Any]:
         """Everything that holds keys and values."""
-        return [*self.layers, *self.windows]
+        return [*self.layers, *self.later_loops]
 
     def update(
         self,
@@ -150,7 +150,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         pads: Pads | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `PLTCache.update`."""
-        layers = self.windows if self.windows and loops.start > 0 else self.layers
+        layers = self.later_loops if self.later_loops and loops.start > 0 else self.layers
         return layers[layer_idx].update_loops(key_states, value_states, loops, num_tokens, pads)
 
     def early_initialization(
@@ -166,7 +166,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         self.dtype = dtype
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Replace the batch by these rows of it, in place."""
+        """Replace the batch by these entries of it, in place."""
         parts = [part for layer in self.all_layers for part in (layer.keys, layer.values)]
         for part in (*parts, *self.carry.states, self.carry.positions, self.carry.num_pads):
             part.copy_(part.index_select(0, beam_idx.to(part.device)))

@@ -4,7 +4,7 @@
 from typing import Any
 
 from configuration_plt.published_plt import PublishedFields, PublishedPLTConfig
-from modeling_plt.gate_names_plt import OURS, PUBLISHED
+from modeling_plt.gate_names_plt import GATE, PUBLISHED_GATE
 
 from ..fields import Fields, bias_fields, llama_fields
 from ..source import Source
@@ -27,5 +27,5 @@ SOURCE = Source(
     title="LoopCoder-V2",
     becomes="already a PLT; weight files are copied unchanged",
     read_fields=read_fields,
-    renames=((PUBLISHED, OURS),),
+    renames=((PUBLISHED_GATE, GATE),),
 )

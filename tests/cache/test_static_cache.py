@@ -229,4 +229,4 @@ def test_a_ring_is_no_larger_than_the_cache(max_cache_len, prefill):
             output = model(ids, attention_mask=mask[:, :num_seen], past_key_values=cache)
             logits.append(output.logits)
     torch.testing.assert_close(torch.cat(logits, dim=1)[mask == 1], expected[mask == 1], rtol=0, atol=2e-5)
-    assert {layer.keys.shape[2] for layer in cache.windows} == {min(10, max_cache_len)}
+    assert {layer.keys.shape[2] for layer in cache.later_loops} == {min(10, max_cache_len)}

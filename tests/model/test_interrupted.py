@@ -67,7 +67,7 @@ def test_another_batch_size_or_dtype_is_refused_behind_a_cache(cache):
     cache = CACHES[cache](model.config)
     with torch.no_grad():
         model(tiny_ids(2, 5), past_key_values=cache)
-        with pytest.raises(ValueError, match="holds 2 rows, the input has 3"):
+        with pytest.raises(ValueError, match="holds a batch of 2, the input is one of 3"):
             model(tiny_ids(3, 1), past_key_values=cache)
         with pytest.raises(ValueError, match="filled in torch.float32, the embeddings are torch.float64"):
             model.double()(tiny_ids(2, 1), past_key_values=cache)

@@ -281,7 +281,7 @@ def test_a_token_that_was_cached_cannot_become_a_pad(static):
     cache = PLTStaticCache(model.config, 9) if static else PLTCache(model.config)
     model(input_ids[:, :5], attention_mask=torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]), past_key_values=cache)
     for mask in ([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], [[0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]):
-        with pytest.raises(ValueError, match=r"holds \[1, 0\] pads in its rows, but the `attention_mask` marks \["):
+        with pytest.raises(ValueError, match=r"holds \[1, 0\] pads in its batch, but the `attention_mask` marks \["):
             model(input_ids[:, 5:], attention_mask=torch.tensor(mask), past_key_values=cache)
 
 

@@ -109,7 +109,7 @@ def test_several_tokens_after_left_padding_need_its_mask(mask, static):
     padded = torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
     cache = PLTStaticCache(model.config, 12) if static else PLTCache(model.config)
     model(input_ids[:, :5], attention_mask=padded, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"holds \[0, 3\] pads in its rows, but the `attention_mask` marks \[0, 0\]"):
+    with pytest.raises(ValueError, match=r"holds \[0, 3\] pads in its batch, but the `attention_mask` marks \[0, 0\]"):
         model(input_ids[:, 5:], attention_mask=mask, past_key_values=cache)
     model(input_ids[:, 5:], attention_mask=torch.cat((padded, torch.ones(2, 3)), dim=1), past_key_values=cache)
 
