@@ -62,7 +62,7 @@ class Source:
                 check_rope(config[name])
         if self.model_type not in CONFIG_MAPPING:
             raise ValueError(
-                f"`reference_class` of `{self.model_type}` must be a class of transformers, but {__version__} knows no such "
+                f"`reference_class` of `{self.model_type}` must be in transformers, but {__version__} knows no such "
                 "`model_type`."
             )
         config_class = CONFIG_MAPPING[self.model_type]
