@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of the training commands: dataclasses, from flags, or from one YAML file and flags."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse(description: str | None, classes: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """One instance of each dataclass; a wrong argument ends the program with one sentence.
+
+    Args:
+        description: of the command, for `--help`.
+        classes: dataclasses such as `TrainingArguments`; no two have a field of the same name.
+        arguments: flags, after an optional YAML file of fields and values, which flags override; default: `sys.argv`.
+    """
+    parser = HfArgumentParser(classes, description=description)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and arguments[0].endswith((".yaml", ".yml")):
+            arguments = [*read_flags(Path(arguments[0])), *arguments[1:]]
+        return parser.parse_args_into_dataclasses(arguments)
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))  # some have several lines
+
+
+def read_flags(path: Path) -> list[str]:
+    """The fields of a YAML file as flags, so that they are read as flags are.
+
+    Raises:
+        ValueError: the file holds no fields.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML, got: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold fields and values, got {type(fields).__name__}.")
+    return [word for name, value in fields.items() if value is not None for word in (f"--{name}", *words(value))]
+
+
+def words(value: Any) -> list[str]:
+    """A value as the command line spells it."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]
