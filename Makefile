@@ -39,7 +39,7 @@ demo: $(READY)
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
-	$(BIN)/python -m benchmarks_plt.compare $(RUN)
+	$(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"
 	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality and cost of the demo's models, in one table and one picture.
 
-    python -m benchmarks_plt.compare runs/demo
+    plt bench compare runs/demo
 
 Quality is the loss of the trained models on held-out text. They are so small that Python takes most of their time;
 cost is that of wide layers with random weights, with the loops and the attention of each model.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -86,13 +85,17 @@ def plot(table: list[dict], note: str) -> Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with `data`, `plain`, `loop`, `plt` and `converted`")
-    folder = parser.parse_args(arguments).folder
+def compare(folder: Path) -> None:
+    """Print the table of a folder with `data` and the `MODELS`, and write it there with its picture.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     missing = [name for name in ("data", *MODELS) if not (folder / name).is_dir()]
     if missing:
-        parser.error(f"{folder} must be the folder of a complete `make demo`, got one without {', '.join(missing)}")
+        raise ValueError(
+            f"{folder} must be the folder of a complete `make demo`, got one without {', '.join(missing)}."
+        )
     few_rows = torch.backends.cpu.get_cpu_capability() == "AVX2"  # where the libraries are slow with two rows
     setup = Setup(FIELDS, torch.device("cpu"), torch.float32, "sdpa", few_rows=few_rows)
     rows = torch.tensor(load_from_disk(folder / "data/rows")["test"]["input_ids"])
@@ -107,7 +110,3 @@ def main(arguments: list[str] | None = None) -> None:
     (folder / "comparison.json").write_text(json.dumps({"rows": table, "setting": note}, indent=2) + "\n")
     plot(table, note).savefig(folder / "comparison.png", dpi=150)
     print(f"\n{text}\n\n{note}\n\nPicture: {folder / 'comparison.png'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,8 @@
 """`plt bench`: what a PLT costs next to plain and looped models of its size."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,14 +68,20 @@ DEFAULTS = {
 }
 
 
+@contextmanager
+def needing_the_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}. Install the extra `bench`.") from None
+
+
 def add(name: str, sections: tuple[str, ...], help: str, **options: Any) -> None:
     """Add a subcommand that measures sections; it takes these options and the shared ones."""
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        try:
+        with needing_the_extra():
             from benchmarks_plt.measure import measure
-        except ModuleNotFoundError as error:
-            raise ImportError(f"{error}. Install the extra `bench`.") from None
         measure(ctx.obj, sections, name=name, **values)
 
     # typer reads options from a signature
@@ -148,3 +155,16 @@ def convert(
     from benchmarks_plt.convert import measure_conversion
 
     measure_conversion(gigabytes)
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a complete `make demo`: runs/demo.")],
+) -> None:
+    """Quality and cost of the demo's models, in one table and one picture.
+
+    Not part of `all`.
+    """
+    with needing_the_extra():
+        from benchmarks_plt import compare as demo
+    demo.compare(folder)

@@ -74,7 +74,7 @@ def refuse_other_pads(
     cached = past_key_values.carry.num_pads
     if attention_mask is not None:
         given = (~attention_mask[:, :-num_tokens]).sum(dim=1, keepdim=True)
-    elif num_tokens > 1 or isinstance(num_past, int):
+    elif can_read(num_past, num_tokens):
         given = torch.zeros_like(cached)
     else:
         return  # reading would wait for the device at every step

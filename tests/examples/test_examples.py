@@ -126,7 +126,7 @@ def compared(folder, monkeypatch):
 
 
 def test_comparison_shows_quality_and_cost(compared, folder, capsys):
-    compare.main([str(compared)])
+    compare.compare(compared)
     text = (compared / "comparison.md").read_text().strip()
     assert text in capsys.readouterr().out
     table = json.loads((compared / "comparison.json").read_text())["rows"]
@@ -153,16 +153,15 @@ def test_comparison_swaps_products_where_that_wins_and_says_so(compared, monkeyp
     swapped = []
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(models, "speed_up_few_rows", swapped.append)
-    compare.main([str(compared)])
+    compare.compare(compared)
     assert f"CPU of capability {capability}, {products}" in (compared / "comparison.md").read_text()
     assert len(swapped) == (3 if capability == "AVX2" else 0), "plain, loop and plt"
 
 
-def test_comparison_names_what_is_missing(tmp_path, capsys):
+def test_comparison_names_what_is_missing(tmp_path):
     (tmp_path / "plain").mkdir()
-    with pytest.raises(SystemExit):
-        compare.main([str(tmp_path)])
-    assert "a complete `make demo`, got one without data, loop, plt, converted" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a complete `make demo`, got one without data, loop, plt, converted"):
+        compare.compare(tmp_path)
 
 
 def test_generation_from_a_folder_and_from_nothing(folder):

@@ -280,9 +280,10 @@ def test_a_token_that_was_cached_cannot_become_a_pad(static):
     model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 6)
     cache = PLTStaticCache(model.config, 9) if static else PLTCache(model.config)
     model(input_ids[:, :5], attention_mask=torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]), past_key_values=cache)
-    for mask in ([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], [[0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]):
+    for mask in ([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], [[0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]], None):
+        mask = None if mask is None else torch.tensor(mask)
         with pytest.raises(ValueError, match=r"holds \[1, 0\] pads in its batch, but the `attention_mask` marks \["):
-            model(input_ids[:, 5:], attention_mask=torch.tensor(mask), past_key_values=cache)
+            model(input_ids[:, 5:], attention_mask=mask, past_key_values=cache)
 
 
 def test_compiled_code_takes_pads_anywhere():
