@@ -16,8 +16,6 @@ from modeling_plt import PLTForCausalLM
 from training_plt import finetune
 from training_plt.arguments import parse
 
-# TRL 1.16 sets the older of two names
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 CHATS = [
     [{"role": "user", "content": f"def f{number}"}, {"role": "assistant", "content": "(text, width):"}]
     for number in range(12)
