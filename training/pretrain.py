@@ -31,6 +31,7 @@ from .new_model import ModelArguments, build_config
 from .packing import PackingCollator, pack
 from .progress import LossPlot, SampleText, Speed, operations_per_token
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
+from .save_whole import save_whole
 from .texts import TextArguments, load_texts
 from .tokenizer import load_tokenizer, train_tokenizer
 from .trainer_arguments import PretrainingArguments
@@ -123,11 +124,7 @@ def choose_optimizer(
 
 def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
     """The model, its tokenizer, its code and its card in the folder of the run."""
-    if trainer.is_fsdp_enabled:
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.model.config.use_cache = True  # Trainer switches it off
-    trainer.save_model()
-    trainer.save_state()
+    save_whole(trainer)
     if not trainer.is_world_process_zero():
         return
     model, config, state = trainer.model, trainer.model.config, trainer.state
