@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-from .arguments import parse
+from .arguments import parse, refusing
 from .diagnostics import choose_loops, diagnose
 from .plot_diagnostics import plot_gates, plot_loops
 from .saved import load_config, load_tokenizer
@@ -95,8 +95,9 @@ def describe(args: DiagnoseArguments, config: PLTConfig, sequences: tuple[Tensor
 
 def main(arguments: list[str] | None = None) -> None:
     (args,) = parse(__doc__, (DiagnoseArguments,), arguments)
-    config = load_config(args.model)
-    sequences = read_sequences(args, config, load_tokenizer(args.model, config))
+    with refusing():
+        config = load_config(args.model)
+        sequences = read_sequences(args, config, load_tokenizer(args.model, config))
     model = PLTForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(args.device).eval()
     results = diagnose(model, tqdm(sequences, unit="sequence"))
 
