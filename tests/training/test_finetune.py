@@ -1,11 +1,13 @@
 """Fine-tuning on chats: what is trained, saved and merged, over which tokens the loss goes, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from tiny import tiny_ids, tiny_model
 from train_tiny import losses
@@ -13,8 +15,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_plt import PLTForCausalLM
-from training_plt import finetune
+from training_plt import finetune_arguments
 from training_plt.arguments import parse
+from training_plt.finetune import finetune
+from training_plt.finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
 
 CHATS = [
     [{"role": "user", "content": f"def f{number}"}, {"role": "assistant", "content": "(text, width):"}]
@@ -38,7 +42,7 @@ SETTINGS = {
     "per_device_train_batch_size": 4,
 }
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-CLASSES = (finetune.FinetuneArguments, finetune.TrainingArguments, finetune.ModelArguments)
+CLASSES = (ChatArguments, FinetuneArguments, BaseArguments)
 
 
 def write_chats(path: Path, rows: list) -> Path:
@@ -59,7 +63,7 @@ def run(chat_folder, chats, tmp_path, monkeypatch):
     def run(*arguments, model=chat_folder, dataset=chats):
         fields = {"model": model, "dataset": dataset, "output_dir": tmp_path / "output"} | SETTINGS
         flags = [f"--{name}={value}" for name, value in fields.items()]
-        return finetune.finetune(*parse(None, CLASSES, [*flags, *map(str, arguments)]))
+        return finetune(*parse(None, CLASSES, [*flags, *map(str, arguments)]), "the command")
 
     return run
 
@@ -109,6 +113,28 @@ def test_gates_are_trained_whole_where_that_is_asked_for(run, chat_folder, tmp_p
     assert changed == gates | {name for name in before if name.split(".")[-2] in PROJECTIONS}
 
 
+def test_a_run_shows_how_it_goes_and_the_folder_says_how_it_was_made(run, chats, tmp_path, capsys):
+    trainer = run("--use_peft", "--merge", "--eval_dataset", chats)
+    assert "'<|user|> def f0<|end|><|assistant|>" in capsys.readouterr().out
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["tokens_per_second"] > 0 and entry["mfu"] > 0 for entry in logged)
+    for folder in ("output", "output/merged"):
+        assert (tmp_path / folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+        card = ModelCard.load(tmp_path / folder / "README.md")
+        assert (
+            "the command" in card.text and f"| held-out loss, nats per token | {eval_loss(trainer):.4f} |" in card.text
+        )
+        (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+        values = {}
+        exec(code.replace('"."', repr(str(tmp_path / folder))), values)
+        torch.testing.assert_close(logits_of(values["model"]), logits_of(trainer.model), rtol=0, atol=1e-4)
+
+
+def eval_loss(trainer) -> float:
+    (loss,) = (entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    return loss
+
+
 def naive_loss(folder: Path, of_the_assistant: bool) -> float:
     """Per token of the chats, each alone in the model, that follows another one and counts."""
     model, tokenizer = PLTForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
@@ -131,8 +157,7 @@ def test_packed_chats_have_the_loss_of_chats_alone(run, chat_folder, chats, tmp_
     arguments = ["--assistant_only_loss", of_the_assistant, "--chat_template_path", template, "--learning_rate", 0]
     trainer = run("--eval_dataset", chats, *arguments)
     assert len(trainer.train_dataset) < len(CHATS), "packed"
-    (loss,) = (entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
-    assert loss == pytest.approx(naive_loss(chat_folder, of_the_assistant), abs=1e-4)
+    assert eval_loss(trainer) == pytest.approx(naive_loss(chat_folder, of_the_assistant), abs=1e-4)
 
 
 def test_a_resumed_run_ends_as_if_never_stopped(run, tmp_path):
@@ -154,14 +179,14 @@ def test_an_adapter_of_quantized_weights_is_merged_into_the_weights(run, chat_fo
 
 
 @pytest.fixture
-def refusal(run, tmp_path):
-    """The sentence of the error by which a run ends before anything is trained."""
+def refusal(run, tmp_path, capsys):
+    """The sentence by which a run ends before anything is trained."""
 
     def refusal(*arguments, **places):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(SystemExit):
             run(*arguments, **places)
         assert not (tmp_path / "output").exists()
-        return str(error.value)
+        return capsys.readouterr().err.splitlines()[-1].removeprefix("error: ")
 
     return refusal
 
@@ -184,12 +209,11 @@ def test_a_row_of_another_form_is_named_by_its_line(refusal, tmp_path, row, mess
     assert wrong.startswith(f"{tmp_path / 'wrong.jsonl'}, line 3: ") and message in wrong
 
 
-def test_datasets_without_a_chat_are_refused(refusal, run, tmp_path):
+def test_datasets_without_a_chat_are_refused(refusal, tmp_path):
     assert "got none in" in refusal(dataset=write_chats(tmp_path / "empty.jsonl", []))
     (tmp_path / "no.jsonl").write_text("\nwords\n")
     assert "no.jsonl, line 2: must be JSON, got words" in refusal(dataset=tmp_path / "no.jsonl")
-    with pytest.raises(FileNotFoundError, match="missing.jsonl"):
-        run(dataset="missing.jsonl")
+    assert "No such file or directory: 'missing.jsonl'" in refusal(dataset="missing.jsonl")
 
 
 def test_models_and_tokenizers_that_do_not_fit_are_refused(refusal, chat_folder, tmp_path):
@@ -203,7 +227,7 @@ def test_models_and_tokenizers_that_do_not_fit_are_refused(refusal, chat_folder,
     assert "as the model has embeddings" in refusal(model=tmp_path / "model")
 
 
-def test_chats_need_a_template(refusal, chat_folder, tmp_path, capsys):
+def test_chats_need_a_template(refusal, chat_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(chat_folder)
     tokenizer.chat_template = None
     PLTForCausalLM.from_pretrained(chat_folder).save_pretrained(tmp_path / "model")
@@ -224,13 +248,20 @@ def test_chats_need_a_template(refusal, chat_folder, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_arguments_that_cannot_work_are_refused(run, flags, message, monkeypatch, capsys):
-    monkeypatch.setattr(finetune, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(SystemExit):
-        run(*flags)
-    assert message in capsys.readouterr().err
+def test_arguments_that_cannot_work_are_refused(refusal, flags, message, monkeypatch):
+    monkeypatch.setattr(finetune_arguments, "is_bitsandbytes_available", lambda: False)
+    assert message in refusal(*flags)
 
 
-def test_the_loss_of_the_assistant_needs_a_template_that_marks_it(run):
-    with pytest.raises(ValueError, match="generation"):
-        run("--assistant_only_loss")
+def test_the_loss_of_the_assistant_needs_a_template_that_marks_it(refusal):
+    assert "generation" in refusal("--assistant_only_loss")
+
+
+def test_a_run_resumes_from_a_checkpoint_with_its_settings_only(refusal, run, chat_folder, tmp_path):
+    assert f"must be a checkpoint with a trainer_state.json, got {chat_folder}" in refusal(
+        f"--resume_from_checkpoint={chat_folder}"
+    )
+    run("--save_strategy=steps", "--save_steps=2", "--max_steps=2", "--use_peft")
+    (tmp_path / "output").rename(tmp_path / "before")
+    resume = f"--resume_from_checkpoint={tmp_path / 'before/checkpoint-2'}"
+    assert "where `lora_r` is 16; got 8." in refusal(resume, "--use_peft", "--lora_r=8")
