@@ -17,20 +17,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
 from modeling_plt import PLTForCausalLM
-
-# one layer, so that training takes a minute or two
-SIZES = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "sliding_window": 16,
-    "hidden_scale": 0.05,
-    "initializer_range": 0.06,
-    "tie_word_embeddings": True,
-}
+from training_plt.presets import PRESETS
 
 
 def main() -> None:
@@ -45,7 +32,7 @@ def main() -> None:
     rows, tokenizer = load_from_disk(args.data / "rows"), AutoTokenizer.from_pretrained(args.data)
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
-        config = PLTConfig(**(SIZES | {"vocab_size": len(tokenizer)} | tokens | parse_assignments(args.set)))
+        config = PLTConfig(**(PRESETS["tiny"] | {"vocab_size": len(tokenizer)} | tokens | parse_assignments(args.set)))
     except (ValueError, StrictDataclassError) as error:
         parser.error(f"--set {' '.join(str(error).split())}")  # some have lines
 

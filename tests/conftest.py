@@ -2,6 +2,7 @@ import signal
 
 import pytest
 import torch
+from chat_folder import chat_folder  # noqa: F401, a fixture
 from tokenizer_folders import byte_level, source, target, train  # noqa: F401, fixtures
 
 torch.set_num_threads(1)  # tiny tensors; the suite runs its files side by side

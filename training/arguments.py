@@ -3,6 +3,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,16 @@ def parse(description: str | None, classes: tuple[type, ...], arguments: list[st
         return parser.parse_args_into_dataclasses(arguments)
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))  # some have several lines
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Ends the program as a wrong argument does, if what is inside cannot use its input; training is not inside."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def read_flags(path: Path) -> list[str]:

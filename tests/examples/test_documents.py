@@ -2,10 +2,13 @@
 
 import ast
 import configparser
+import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 from clean_process import run_in_clean_process
 from tiny import tiny_model
@@ -97,11 +100,23 @@ def test_every_command_is_of_a_kind_that_is_tested():
     assert set(LINES) == {*of("plt"), *of("make"), *of("pip install"), *of("python -m")}
 
 
-@pytest.mark.parametrize("line", of("python -m"))
+@pytest.mark.parametrize("line", [line for line in of("python -m") if "training_plt" not in line])
 def test_modules_that_are_run_are_those_of_the_demo(line):
     """`make demo` runs them; `test_examples.py` runs the same on smaller models."""
     module = shlex.split(line)[2]
     assert f"python -m {module} " in page("Makefile")
+
+
+@pytest.mark.parametrize("line", of("python -m training_plt.diagnose", "python -m training_plt.finetune"))
+def test_models_are_diagnosed_and_fine_tuned(line, folder, monkeypatch):
+    """With the chats and the template of the page."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
+    shutil.copy(ROOT / "README.md", folder)
+    for language, name in (("json", "chats.jsonl"), ("jinja", "chat.jinja")):
+        Path(name).write_text(re.search(rf"```{language}\n(.*?)```", page("docs/finetune.md"), flags=re.DOTALL)[1])
+    _, _, module, *words = shlex.split(line)
+    importlib.import_module(module).main(words)
 
 
 @pytest.mark.parametrize("line", of("plt convert", "plt inspect"))

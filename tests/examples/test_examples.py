@@ -111,7 +111,7 @@ def test_each_refusal_leads_to_the_next_step(refusal, folder):
     assert "such as `make demo` writes, got ./nothing" in refusal("generate.py", "--model", "./nothing")
     (folder / "few.csv").write_text("line\nwords\n")
     message = refusal("prepare.py", "--output", "x", "--dataset", folder / "few.csv")
-    assert "more than 12 rows with a column `text`, got 1 with the columns ['line']" in message
+    assert "must have a column `text` of strings, got the columns ['line']" in message
     assert not (folder / "x").exists()
 
 

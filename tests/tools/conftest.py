@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from chat_folder import chat_folder  # noqa: F401, a fixture
 
 HEAD = """# Tools around a PLT
 

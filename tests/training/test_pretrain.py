@@ -1,0 +1,223 @@
+"""Pretraining end to end, at a size that takes seconds: what it saves, how it resumes, what it refuses."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from clean_process import run_in_clean_process
+from safetensors.torch import load_file
+from tiny import randomize
+from training_texts import SIZES, byte_tokenizer, write_texts
+
+from training_plt import pretrain
+from training_plt.arguments import parse
+from training_plt.new_model import ModelArguments
+from training_plt.texts import TextArguments
+from training_plt.trainer_arguments import PretrainingArguments
+
+LOAD = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+sys.modules["modeling_plt"] = sys.modules["configuration_plt"] = None  # as where the package is not installed
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+output = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens=5, min_new_tokens=5)
+assert output.shape[1] == 9 and model.config.use_cache
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_texts(folder / "texts.jsonl")
+    (folder / "config.json").write_text(json.dumps(SIZES))
+    byte_tokenizer().save_pretrained(folder / "tokenizer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        yield folder
+
+
+def flags(folder, output, *more) -> list[str]:
+    """A run of a few steps."""
+    values = {
+        "dataset": folder / "texts.jsonl",
+        "config": folder / "config.json",
+        "output_dir": folder / output,
+        "bpe_size": 257,
+        "block_size": 32,
+        "held_out": 4,
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "eval_steps": 3,
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    pretrain.main(flags(folder, "whole"))
+    return folder / "whole"
+
+
+def history(run) -> list[dict]:
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole, tmp_path):
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_plt.py", "loss.png", "README.md"} <= names
+    run_in_clean_process(LOAD, whole, cwd=tmp_path)
+    card, log = (whole / "README.md").read_text(), history(whole)
+    assert f"python -m training_plt.pretrain --dataset {whole.parent}/texts.jsonl" in card
+    held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert f"| held-out loss, nats per token | {held_out[-1]:.4f} |" in card
+    assert f"| tokens, fill included | {6 * 4 * 32} |" in card
+    assert held_out[-1] < held_out[0] < 6
+
+
+def test_the_log_has_speed(whole):
+    entries = [entry for entry in history(whole) if "loss" in entry]
+    assert len(entries) == 6
+    assert all(entry["tokens_per_second"] > 0 and 0 < entry["mfu"] < 1 for entry in entries)
+
+
+def test_sample_text_follows_each_evaluation(folder, capsys):
+    pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save_strategy", "no"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in lines] == ["step 3", "step 6", "step 6"]
+    assert all(": 'def add" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], id="whole"),
+        pytest.param(["--streaming", "--tokenizer", "TOKENIZER"], id="streaming"),
+        pytest.param(["--muon"], id="muon"),
+        pytest.param(["--earlier_loops_weight", "0.1", "--gradient_accumulation_steps", "2"], id="earlier-loops"),
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_bits(folder, tmp_path, more):
+    more = [str(folder / "tokenizer") if word == "TOKENIZER" else word for word in more]
+    pretrain.main(flags(folder, tmp_path / "whole", *more))
+    checkpoint = tmp_path / "whole/checkpoint-3"
+    pretrain.main(flags(folder, tmp_path / "resumed", *more, "--resume_from_checkpoint", checkpoint))
+    expected, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    at_checkpoint = load_file(checkpoint / "model.safetensors")
+    for name, weight in expected.items():
+        assert torch.equal(resumed[name], weight), name
+        assert not torch.equal(at_checkpoint[name], weight), name
+    assert [entry["loss"] for entry in history(tmp_path / "resumed") if "loss" in entry] == [
+        entry["loss"] for entry in history(tmp_path / "whole") if "loss" in entry
+    ]
+
+
+def trainer_of(arguments):
+    classes = (ModelArguments, TextArguments, PretrainingArguments)
+    return pretrain.prepare(*parse(None, classes, arguments))[0]
+
+
+@pytest.mark.parametrize("weight", [0, 0.3])
+def test_accumulated_gradients_are_those_of_one_large_batch(folder, tmp_path, weight):
+    """One step of plain gradient descent moves the weights by the gradients."""
+    sgd = ["--optim", "sgd", "--learning_rate", 1, "--warmup_steps", 0, "--max_steps", 1, "--max_grad_norm", 0]
+    common = [
+        *sgd,
+        "--weight_decay",
+        0,
+        "--earlier_loops_weight",
+        weight,
+        "--save_strategy",
+        "no",
+        "--eval_strategy",
+        "no",
+    ]
+    moved = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        sizes = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation]
+        trainer = trainer_of(flags(folder, tmp_path / str(size), *common, *sizes))
+        randomize(trainer.model.double())  # a new gate would hide its norm from the loss
+        before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+        trainer.train()
+        after = trainer.model.state_dict()
+        moved.append({name: before[name] - after[name] for name in after})
+    for name, gradient in moved[0].items():
+        assert gradient.abs().max() > 0, name
+        # norms and losses round to float32
+        torch.testing.assert_close(moved[1][name], gradient, rtol=0, atol=1e-5 * gradient.abs().max(), msg=name)
+
+
+def test_a_constant_rate_that_decays_at_the_end(folder, tmp_path):
+    schedule = ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 2}']
+    pretrain.main(flags(folder, tmp_path, *schedule, "--save_strategy", "no", "--eval_strategy", "no"))
+    rates = [entry["learning_rate"] for entry in history(tmp_path) if "loss" in entry]
+    assert rates[1:5] == [1e-2] * 4 and rates[0] < 1e-2 and rates[5] < 1e-2
+
+
+@pytest.fixture
+def refusal(folder, tmp_path, capsys):
+    """The line with which a run ends that cannot do what its flags ask for; nothing is written."""
+
+    def refusal(*more):
+        with pytest.raises(SystemExit) as end:
+            pretrain.main(flags(folder, tmp_path / "refused", *more))
+        assert end.value.code == 2
+        assert not (tmp_path / "refused").exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return refusal
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--block_size", "64"], "where `block_size` is 32; got 64"),
+        (["--set", "num_loops=3"], "where `config` is "),
+        (["--per_device_train_batch_size", "2"], "where `entries of a step` is 4; got 2"),
+        (["--held_out", "5"], "where `held_out` is 4; got 5"),
+        (["--seed", "1"], "where `seed` is 42; got 1"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(refusal, whole, more, message):
+    assert message in refusal("--resume_from_checkpoint", whole / "checkpoint-3", *more)
+
+
+def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
+    assert "must be a checkpoint with a trainer_state.json" in refusal("--resume_from_checkpoint", folder)
+    assert "must be a checkpoint with a run_settings.json" in refusal("--resume_from_checkpoint", whole)
+    assert "needs a checkpoint in" in refusal("--resume_from_checkpoint", "true")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--dataset", "absent.jsonl"], "got none that holds anything in absent.jsonl"),
+        (["--held_out", "1000"], "more documents than the 1000 of `--held_out`, got 40"),
+        (["--block_size", "3000"], "`--block_size` must be at most the 2048 of `max_position_embeddings`, got 3000"),
+        (["--block_size", "2000"], "must hold at least one block of 2000 tokens"),
+        (["--tokenizer", "./absent"], "The tokenizer must be a hub id or a folder with one, got ./absent"),
+        (["--config", "large"], "must be a JSON file or one of tiny, "),
+        (["--streaming"], "`--streaming` needs a `--tokenizer`"),
+        (["--remove_unused_columns", "true"], "`--remove_unused_columns` must be false"),
+        (["--earlier_loops_weight", "1", "--label_smoothing_factor", "0.1"], "does not go with"),
+        (["--attn_implementation", "flash_attention_2"], "invalid choice"),
+    ],
+)
+def test_wrong_input_is_refused_before_training(refusal, more, message):
+    assert message in refusal(*more)
+
+
+def test_streaming_needs_a_number_of_steps(refusal, folder):
+    assert "needs `--max_steps`" in refusal("--streaming", "--tokenizer", folder / "tokenizer", "--max_steps", "-1")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated:FutureWarning")
+def test_reentrant_checkpointing_of_several_processes_is_refused(refusal, monkeypatch):
+    monkeypatch.setattr(PretrainingArguments, "world_size", 2)
+    message = refusal("--gradient_checkpointing_kwargs", '{"use_reentrant": true}')
+    assert "must leave `use_reentrant` false with several processes" in message

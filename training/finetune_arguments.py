@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of fine-tuning: TRL's, with the defaults of a PLT, and which chats to read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers.utils import is_bitsandbytes_available, is_torch_bf16_gpu_available
+from trl import ModelConfig, SFTConfig
+
+from .trainer_arguments import refuse_reentrant
+
+
+@dataclass
+class ChatArguments:
+    dataset: str = field(metadata={"help": "a JSONL file whose lines have `messages`, or a hub id (split `train`)"})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "chats to evaluate on, at the end at least; of a hub id, the split `test`"}
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "also save base and adapter as one plain PLT, in the folder `merged`"}
+    )
+
+
+@dataclass
+class BaseArguments(ModelConfig):
+    """TRL's, for a PLT: LoRA targets all projections, and nothing else."""
+
+    model_name_or_path: str = field(
+        metadata={"aliases": ["--model"], "help": "a folder or hub id of a saved PLT, with its tokenizer"}
+    )
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "names of projections; `all-linear` are those of attention and MLP, but not the head"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return
+        if not self.use_peft:
+            raise ValueError(
+                "`load_in_4bit` and `load_in_8bit` need `use_peft`, as quantized weights are not trained."
+            )
+        if not is_bitsandbytes_available():
+            raise ValueError(
+                "`load_in_4bit` and `load_in_8bit` need bitsandbytes, which is missing or cannot run here."
+            )
+
+
+@dataclass
+class FinetuneArguments(SFTConfig):
+    """TRL's, with packing, with bf16 where a GPU has it, and with speed in the log."""
+
+    packing: bool = field(
+        default=True, metadata={"help": "several chats in a row of `max_length` tokens, each read as if it were alone"}
+    )
+    include_num_input_tokens_seen: str = field(
+        default="all", metadata={"help": "the speed is computed of these", "choices": ["all"]}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        super().__post_init__()
+        refuse_reentrant(self)
+        path = self.chat_template_path
+        if path is not None and not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):
+            raise ValueError(f"`chat_template_path` must be a file that ends in .jinja or .j2, got {path}.")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of a new model, which its tokenizer completes."""
+
+from dataclasses import dataclass, field
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedTokenizerBase
+
+from configuration_plt import PLTConfig
+from configuration_plt.assignments import parse_assignments
+
+from .presets import PRESETS, read_fields
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    config: str = field(
+        default="tiny", metadata={"help": f"a JSON file of fields of PLTConfig, or one of {', '.join(PRESETS)}"}
+    )
+    set: list[str] = field(default_factory=list, metadata={"help": "further fields, each as FIELD=VALUE"})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "a folder or hub id; by default, a byte-level BPE is trained on the texts"}
+    )
+    bpe_size: int = field(default=1024, metadata={"help": "tokens of the BPE that is trained"})
+    attn_implementation: str = field(default="sdpa", metadata={"choices": ["sdpa", "eager", "flex_attention"]})
+    earlier_loops_weight: float = field(
+        default=0.0, metadata={"help": "weight of the sum of the earlier loops' losses; 0 trains the last loop only"}
+    )
+    muon: bool = field(default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for the rest"})
+    prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
+
+
+def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PLTConfig:
+    """The config of the preset or file, with the size and the special tokens of the tokenizer.
+
+    Raises:
+        ValueError: a field is wrong, or there are fewer embeddings than tokens.
+    """
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = max(tokenizer.get_vocab().values()) + 1
+    given = read_fields(arguments.config) | parse_assignments(arguments.set)
+    unknown = given.keys() - PLTConfig.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"`--config` must hold fields of PLTConfig, got {', '.join(sorted(unknown))}.")
+    try:
+        config = PLTConfig(**({"vocab_size": size} | tokens | given))
+    except StrictDataclassError as error:
+        raise ValueError(f"`--config`: {error}") from None
+    if config.vocab_size < size:
+        raise ValueError(f"`vocab_size` must be at least the {size} of the tokenizer, got {config.vocab_size}.")
+    return config

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that continues from a checkpoint, with the settings that it was started with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+STATE_FILE = "trainer_state.json"  # which Trainer writes last
+SETTINGS_FILE = "run_settings.json"
+
+
+def find_checkpoint(arguments: TrainingArguments) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names, which is a folder, or `true` for the last of the run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value = arguments.resume_from_checkpoint
+    if value is None or str(value).lower() == "false":
+        return None
+    if str(value).lower() == "true":
+        output = Path(arguments.output_dir or "")
+        value = get_last_checkpoint(output) if output.is_dir() else None
+        if value is None:
+            raise ValueError(f"`--resume_from_checkpoint true` needs a checkpoint in {output}, got none.")
+    folder = Path(value)
+    if not (folder / STATE_FILE).is_file():
+        raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {STATE_FILE}, got {folder}.")
+    return folder
+
+
+def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Refuse to continue a run with other settings than it was started with.
+
+    Raises:
+        ValueError: they differ, or the checkpoint does not tell.
+    """
+    file = checkpoint / SETTINGS_FILE
+    if not file.is_file():
+        raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {SETTINGS_FILE}, got {checkpoint}.")
+    before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"A resumed run must have the settings of its checkpoint, where `{name}` is {before.get(name)!r}; got "
+                f"{now.get(name)!r}."
+            )
+
+
+class KeepSettings(TrainerCallback):
+    """Writes the settings of a run into each checkpoint, and the tokenizer, which sharded ones lack otherwise."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    def on_save(
+        self, args: Any, state: TrainerState, control: TrainerControl, processing_class: Any, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            processing_class.save_pretrained(folder)
+            (folder / SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2), encoding="utf-8")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of Trainer, with the defaults of pretraining."""
+
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the settings of arXiv 2606.18023, evaluation, and speed in the log."""
+
+    learning_rate: float = 4e-4
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05
+    logging_steps: float = 10
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 500
+    include_num_input_tokens_seen: str = "all"
+    remove_unused_columns: bool = False  # the collator reads the lengths of the documents
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_reentrant(self)
+        if self.remove_unused_columns:
+            raise ValueError("`--remove_unused_columns` must be false: packed texts have a column of lengths.")
+        if self.include_num_input_tokens_seen != "all":
+            raise ValueError(
+                "`--include_num_input_tokens_seen` must be all, of which the speed is computed, got "
+                f"{self.include_num_input_tokens_seen}."
+            )
+
+
+def refuse_reentrant(arguments: TrainingArguments) -> None:
+    """Reentrant checkpointing of a layer that runs once a loop gives DDP wrong gradients, without an error."""
+    options = arguments.gradient_checkpointing_kwargs
+    if arguments.world_size > 1 and isinstance(options, dict) and options.get("use_reentrant"):
+        raise NotImplementedError(
+            "Checkpointing must leave `use_reentrant` false with several processes: the gradients of layers that run "
+            "several times would be wrong."
+        )
