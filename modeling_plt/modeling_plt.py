@@ -139,6 +139,9 @@ class PLTPreTrainedModel(PreTrainedModel):
         decoder: Any = self.base_model
         repeated = sum(parameter.numel() for parameter in decoder.layers.parameters())
         weights = self.num_parameters(exclude_embeddings=True) + (self.config.num_loops - 1) * repeated
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            weights += head.weight.numel()  # left out as an embedding, but multiplied with as a head
         return 6 * inputs[self.main_input_name].numel() * weights
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ def test_code_runs(folder, block):
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
-    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install"), *of("python -m")}
+    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install"), *of("python -m"), *of("accelerate launch")}
 
 
 @pytest.mark.parametrize("line", [line for line in of("python -m") if "training_plt" not in line])
@@ -117,6 +117,44 @@ def test_models_are_diagnosed_and_fine_tuned(line, folder, monkeypatch):
         Path(name).write_text(re.search(rf"```{language}\n(.*?)```", page("docs/finetune.md"), flags=re.DOTALL)[1])
     _, _, module, *words = shlex.split(line)
     importlib.import_module(module).main(words)
+
+
+class ArgumentsAreRead(Exception):
+    """What a run would begin with has been read."""
+
+
+# pretraining takes minutes or many GPUs: here the arguments are read, tests/training/test_pretrain.py trains
+@pytest.mark.parametrize("line", of("python -m training_plt.pretrain", "accelerate launch"))
+def test_pretraining_takes_its_arguments(line, tmp_path, monkeypatch):
+    from accelerate.commands.launch import launch_command_parser
+
+    def read(*arguments):
+        parse(*arguments)
+        raise ArgumentsAreRead
+
+    for name, content in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page("docs/train.md"), flags=re.DOTALL):
+        (tmp_path / name).write_text(content)
+    launcher, _, command = line.partition(" -m ")
+    module, *words = shlex.split(command)
+    if launcher != "python":
+        launch_command_parser().parse_args([*shlex.split(launcher)[2:], "-m", module])
+    pretrain = importlib.import_module(module)
+    parse = pretrain.parse
+    monkeypatch.setattr(pretrain, "parse", read)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentsAreRead):
+        pretrain.main(words)
+
+
+def test_the_cost_of_pretraining_is_what_its_code_prints(folder):
+    """The numbers below the block of the page."""
+    block = re.search(r"```python\n(.*?)```", page("docs/train.md"), flags=re.DOTALL)[1]
+    printed = run_in_clean_process(block, cwd=folder).stdout
+    (plain, plain_hours), (plt, hours) = re.findall(r"([\d.]+) billion operations a token, (\d+) GPU hours", printed)
+    text = " ".join(prose(page("docs/train.md")).split())
+    assert f"That is {plain} billion operations a token and {plain_hours} GPU hours for the plain model" in text
+    assert f"and {plt} billion and {hours} hours for PLT-2, or {int(hours) // 8} hours on 8 GPUs" in text
 
 
 @pytest.mark.parametrize("line", of("plt convert", "plt inspect"))

@@ -172,9 +172,11 @@ def test_new_models_start_with_the_gate_at_one_half():
     assert (values == 0.5).all()
 
 
+@pytest.mark.parametrize("tie_word_embeddings", [False, True])
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_the_layers_count_once_per_loop_in_floating_point_ops(num_loops):
-    model, inputs = tiny_model(num_loops=num_loops), {"input_ids": tiny_ids(2, 9)}
+def test_the_layers_count_once_per_loop_in_floating_point_ops(num_loops, tie_word_embeddings):
+    model = tiny_model(num_loops=num_loops, tie_word_embeddings=tie_word_embeddings)
+    inputs = {"input_ids": tiny_ids(2, 9)}
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
     once = sum(parameter.numel() for parameter in (*model.model.norm.parameters(), *model.lm_head.parameters()))
     assert model.floating_point_ops(inputs) == 6 * 18 * (num_loops * layers + once)

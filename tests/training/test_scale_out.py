@@ -1,0 +1,123 @@
+"""Two processes train as one, with copies of the weights and with shards (FSDP2), and resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import randomize
+from training_texts import SIZES, write_texts
+
+from modeling_plt import PLTForCausalLM
+from training_plt import pretrain
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("scale_out_worker.py")
+
+KINDS = {
+    "copies": {},
+    "sharded": {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
+    "full": {"version": 2, "reshard_after_forward": False, "state_dict_type": "FULL_STATE_DICT"},
+}
+
+
+def sharding(kind) -> list[str]:
+    return ["--fsdp", "--fsdp_config", json.dumps(KINDS[kind])] if KINDS[kind] else []
+
+
+def flags(folder, output, batch_size, *more) -> list[str]:
+    """A run whose steps take 8 packed entries, in two batches."""
+    values = {
+        "dataset": folder / "texts.jsonl",
+        "config": folder / "config.json",
+        "output_dir": folder / output,
+        "bpe_size": 257,
+        "block_size": 32,
+        "held_out": 4,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": 2,
+        "earlier_loops_weight": 0.3,
+        "eval_strategy": "no",
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+
+
+# plain gradient descent at a rate of 1 moves the weights by their gradients
+ONE_STEP = ["--max_steps", 1, "--optim", "sgd", "--learning_rate", 1, "--warmup_steps", 0, "--weight_decay", 0]
+ONE_STEP += ["--max_grad_norm", 0, "--save_strategy", "no"]
+TWO_STEPS = ["--max_steps", 2, "--save_steps", 1, "--learning_rate", 0.01, "--warmup_steps", 0]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two processes made of each kind: a step, two steps, and the second of these resumed."""
+    folder = tmp_path_factory.mktemp("scale_out")
+    write_texts(folder / "texts.jsonl")
+    (folder / "config.json").write_text(json.dumps(SIZES))
+    runs = []
+    for kind in KINDS:
+        runs.append(flags(folder, f"{kind}-step", 2, *ONE_STEP, *sharding(kind)))
+        runs.append(flags(folder, f"{kind}-whole", 2, *TWO_STEPS, *sharding(kind)))
+        checkpoint = folder / f"{kind}-whole/checkpoint-1"
+        resuming = ["--resume_from_checkpoint", checkpoint, *sharding(kind)]
+        runs.append(flags(folder, f"{kind}-resumed", 2, *TWO_STEPS, *resuming))
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder / "runs.json"]
+    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gradients(folder):
+    """The weights of one process before and after the step."""
+    prepare = pretrain.prepare
+
+    def prepare_random_weights(*arguments):
+        trainer, checkpoint = prepare(*arguments)
+        randomize(trainer.model)
+        return trainer, checkpoint
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "prepare", prepare_random_weights)
+        pretrain.main(flags(folder, "alone", 4, *ONE_STEP))
+    before = randomize(PLTForCausalLM(PLTForCausalLM.from_pretrained(folder / "alone").config)).state_dict()
+    return {name: before[name] - after for name, after in weights(folder / "alone").items()}, before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_two_processes_are_those_of_one(folder, gradients, kind):
+    expected, before = gradients
+    for name, weight in weights(folder / f"{kind}-step").items():
+        assert expected[name].abs().max() > 1e-4, name
+        torch.testing.assert_close(
+            before[name] - weight, expected[name], rtol=0, atol=5e-5, msg=name
+        )  # summation order
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_of_two_processes_ends_with_the_same_bits(folder, kind):
+    resumed = weights(folder / f"{kind}-resumed")
+    for name, weight in weights(folder / f"{kind}-whole").items():
+        assert torch.equal(resumed[name], weight), name
+
+
+def test_checkpoints_are_sharded_or_full_and_the_saved_model_is_whole(folder):
+    assert (folder / "sharded-whole/checkpoint-1/pytorch_model_fsdp_0").is_dir()
+    assert (folder / "full-whole/checkpoint-1/pytorch_model_fsdp.bin").is_file()
+    for kind in KINDS:
+        config = json.loads((folder / f"{kind}-whole/config.json").read_text())
+        assert config["architectures"] == ["PLTForCausalLM"]
+        assert (folder / f"{kind}-whole/README.md").is_file()
