@@ -26,8 +26,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 		--editable '.[$(EXTRAS)]'
 	touch $@
 
-# Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop;
-# and compare all. One thread: models this small wait longer for a second one than they compute, minutes on a busy machine.
+# Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop,
+# heal it, and compare all. One thread: models this small wait longer for a second one than they compute, minutes on a busy machine.
 demo: export OMP_NUM_THREADS = 1
 demo: $(READY)
 	$(BIN)/python examples/prepare.py --output $(RUN)/data
@@ -39,6 +39,8 @@ demo: $(READY)
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
+	$(BIN)/python -m training_plt.heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
+		--max_steps 80 --learning_rate 1e-3 --block_size 128 --per_device_train_batch_size 8 --save_strategy no
 	$(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"
 	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"

@@ -25,7 +25,8 @@ from .rows import ROWS
 from .sizes import SIZES
 
 # a model's folder, and the row of the benchmarks that costs what it does
-MODELS = {"plain": ROWS["plain"], "loop": ROWS["loop-2"], "plt": ROWS["plt-2"], "converted": ROWS["plt-2"]}
+MODELS = {"plain": ROWS["plain"], "loop": ROWS["loop-2"], "plt": ROWS["plt-2"]}
+MODELS |= dict.fromkeys(("converted", "healed"), ROWS["plt-2"])
 # a few layers, so that it takes seconds; with a small vocabulary, as the head runs once whatever the loops
 FIELDS = SIZES["0.5b"] | {"num_hidden_layers": 4, "vocab_size": 1024}
 CONTEXT = 1024  # tokens in the cache when decoding starts
@@ -59,7 +60,7 @@ def caption(setup: Setup) -> str:
     products = "products swapped by `speed_up_few_rows`" if setup.few_rows else "PyTorch's own products"
     layers = f"{setup.fields['num_hidden_layers']} layers of width {setup.fields['hidden_size']}"
     return (
-        "Loss: small models, trained on the same text; `converted` is `loop` as a PLT, before any further training.\n"
+        "Loss: small models, trained on the same text; `converted` is `loop` as a PLT, before any further training;\n`healed` is that after a tenth of the steps.\n"
         "After so short a training, other held-out texts can change the order.\n"
         f"Time and KV cache: {layers}, random weights, eager float32, batch 1, after {CONTEXT} tokens;\n"
         f"CPU of capability {capability}, {products}, threads: {torch.get_num_threads()}."

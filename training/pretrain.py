@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
@@ -28,9 +26,9 @@ from .cards import write_card
 from .losses import add_earlier_loops
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
-from .packing import PackingCollator, pack
-from .progress import LossPlot, SampleText, Speed, operations_per_token
+from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
+from .runs import data_of, facts_of, fixed_settings
 from .save_whole import save_whole
 from .texts import TextArguments, load_texts
 from .tokenizer import load_tokenizer, train_tokenizer
@@ -40,13 +38,9 @@ from .trainer_arguments import PretrainingArguments
 def settings_of(
     config: PLTConfig, model: ModelArguments, texts: TextArguments, training: TrainingArguments
 ) -> dict[str, Any]:
-    """What a resumed run must not change: the model, the texts, and the entries of a step."""
-    fields = config.to_diff_dict()
-    for name in ("transformers_version", "dtype", "use_cache", "architectures"):
-        fields.pop(name, None)
-    entries = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    """What a resumed run must not change."""
     chosen = {name: getattr(model, name) for name in ("tokenizer", "bpe_size", "earlier_loops_weight", "muon")}
-    return {"config": fields, **chosen, **vars(texts), "entries of a step": entries, "seed": training.seed}
+    return fixed_settings(config, texts, training) | chosen
 
 
 def prepare(
@@ -61,19 +55,10 @@ def prepare(
     train, held_out = load_texts(text_arguments)
     tokenizer = choose_tokenizer(model_arguments, train, checkpoint)
     config = build_config(model_arguments, tokenizer)
-    if text_arguments.block_size > config.max_position_embeddings:
-        raise ValueError(
-            f"`--block_size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
-            f"{text_arguments.block_size}."
-        )
     settings = settings_of(config, model_arguments, text_arguments, training)
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
-    entries, held_out_entries = (pack(each, tokenizer, text_arguments.block_size) for each in (train, held_out))
-    if text_arguments.streaming:
-        if training.max_steps <= 0:
-            raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
-        entries = entries.shuffle(seed=training.seed, buffer_size=1000)  # of one read they are sorted by length
+    data = data_of((train, held_out), text_arguments, training, config, tokenizer)
 
     set_seed(training.seed)
     config._attn_implementation = model_arguments.attn_implementation
@@ -85,10 +70,7 @@ def prepare(
     trainer = Trainer(
         model,
         training,
-        data_collator=PackingCollator(text_arguments.block_size, tokenizer.eos_token_id),
-        train_dataset=entries,
-        eval_dataset=held_out_entries,
-        processing_class=tokenizer,
+        **data,
         callbacks=[Speed(), SampleText(model_arguments.prompt), LossPlot(), KeepSettings(settings)],
         optimizers=(choose_optimizer(model, model_arguments, training), None),
     )
@@ -127,23 +109,9 @@ def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
     save_whole(trainer)
     if not trainer.is_world_process_zero():
         return
-    model, config, state = trainer.model, trainer.model.config, trainer.state
-    losses = [entry for entry in state.log_history if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    facts = {
-        "parameters": f"{model.num_parameters():,}",
-        "loops": config.num_loops,
-        "texts": texts.dataset or f"the standard library of Python {sys.version.split()[0]}",
-        "tokens, fill included": f"{state.num_input_tokens_seen:,}",
-        "operations": f"{state.num_input_tokens_seen * operations_per_token(model):.3g}",
-        "steps": state.global_step,
-        "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
-        "held-out loss, nats per token": f"{held_out[-1]:.4f}",
-        "optimizer": "Muon and AdamW" if isinstance(trainer.optimizer, MuonAndAdamW) else trainer.args.optim,
-        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type}",
-        "seed": trainer.args.seed,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
+    facts = facts_of(trainer, texts)
+    if isinstance(trainer.optimizer, MuonAndAdamW):
+        facts["optimizer"] = "Muon and AdamW"
     write_card(Path(trainer.args.output_dir), "A Parallel Loop Transformer, pretrained", command, facts)
 
 

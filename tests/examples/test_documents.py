@@ -124,7 +124,9 @@ class ArgumentsAreRead(Exception):
 
 
 # pretraining takes minutes or many GPUs: here the arguments are read, tests/training/test_pretrain.py trains
-@pytest.mark.parametrize("line", of("python -m training_plt.pretrain", "accelerate launch"))
+@pytest.mark.parametrize(
+    "line", of("python -m training_plt.pretrain", "python -m training_plt.heal", "accelerate launch")
+)
 def test_pretraining_takes_its_arguments(line, tmp_path, monkeypatch):
     from accelerate.commands.launch import launch_command_parser
 

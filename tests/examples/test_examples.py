@@ -118,8 +118,8 @@ def test_each_refusal_leads_to_the_next_step(refusal, folder):
 @pytest.fixture
 def compared(folder, monkeypatch):
     """The demo's folder, complete, with sizes for the comparison that take no time."""
-    if not (folder / "runs/demo/converted").exists():
-        shutil.copytree(folder / "runs/demo/plt", folder / "runs/demo/converted")
+    for name in ("converted", "healed"):
+        shutil.copytree(folder / "runs/demo/plt", folder / "runs/demo" / name, dirs_exist_ok=True)
     monkeypatch.setattr(compare, "FIELDS", SIZES["tiny"])
     monkeypatch.setattr(compare, "ROUNDS", 2)
     return folder / "runs/demo"
@@ -134,12 +134,12 @@ def test_comparison_shows_quality_and_cost(compared, folder, capsys):
     # the losses that training ended with, which averages over other batches
     logs = {name: (folder / f"{name}.log").read_text() for name in ("plain", "loop", "plt")}
     losses = {name: float(re.search(r"held-out loss ([0-9.]+)", log)[1]) for name, log in logs.items()}
-    losses["converted"] = losses["plt"]  # it is a copy here
+    losses["converted"] = losses["healed"] = losses["plt"]  # they are copies here
     assert {name: line["held-out loss"] for name, line in by_model.items()} == pytest.approx(losses, abs=0.0011)
-    assert [line["loops"] for line in table] == [1, 2, 2, 2]
+    assert [line["loops"] for line in table] == [1, 2, 2, 2, 2]
     # keys and values, layers, KV heads, head_dim, tokens, float32; the loop keeps both loops'
     plain = 2 * 2 * 2 * 16 * 1024 * 4 / 1e6
-    assert [line["KV cache, MB"] for line in table] == pytest.approx([plain, 2 * plain, plain, plain], abs=0.06)
+    assert [line["KV cache, MB"] for line in table] == pytest.approx([plain, 2 * plain, plain, plain, plain], abs=0.06)
     assert by_model["plain"]["time ratio"] == 1
     assert by_model["converted"]["ms per token"] == by_model["plt"]["ms per token"], "one row of the benchmark"
     assert (compared / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -160,7 +160,7 @@ def test_comparison_swaps_products_where_that_wins_and_says_so(compared, monkeyp
 
 def test_comparison_names_what_is_missing(tmp_path):
     (tmp_path / "plain").mkdir()
-    with pytest.raises(ValueError, match="a complete `make demo`, got one without data, loop, plt, converted"):
+    with pytest.raises(ValueError, match="a complete `make demo`, got one without data, loop, plt, converted, healed"):
         compare.compare(tmp_path)
 
 

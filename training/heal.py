@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Train a converted checkpoint until it is as good a PLT as its source was a model.
+
+    python -m training_plt.heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --max_steps 500 \
+        --learning_rate 1e-3 --block_size 128
+    accelerate launch -m training_plt.heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --bf16 \
+        --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 --max_steps 2000
+
+`CONVERTED` is what `plt convert SOURCE CONVERTED --to-plt` writes. `SOURCE` may be anything that transformers loads
+without code from the checkpoint; of other publishers' models, the exact conversion without `--to-plt`. Further
+arguments are those of `TrainingArguments`; a YAML file of them may come first. Needs the extra `train`.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+
+from configuration_plt import PLTConfig
+from conversion_plt.card import license_of
+from modeling_plt import PLTForCausalLM
+
+from .arguments import parse, refusing
+from .cards import write_card
+from .distillation import DistillationArguments, add_teacher
+from .healing import RampArguments, Ramps
+from .progress import LossPlot, SampleText, Speed
+from .resume import KeepSettings, find_checkpoint, refuse_other_settings
+from .runs import data_of, facts_of, fixed_settings
+from .save_whole import save_whole
+from .saved import load_config, load_tokenizer
+from .texts import TextArguments, load_texts
+from .trainer_arguments import PretrainingArguments
+
+NEW = ("plt_gate.", "embedding_scale", "hidden_scale")  # what a source does not have
+
+
+@dataclass
+class HealArguments(RampArguments, DistillationArguments):
+    """What is healed, and how."""
+
+    model: str = field(kw_only=True, metadata={"help": "a folder or hub id of a model converted with `--to-plt`"})
+    teacher: str | None = field(
+        default=None, metadata={"help": "the source, a folder or hub id; without it, the text is the only teacher"}
+    )
+    new_rate: float = field(
+        default=10.0,
+        metadata={"help": "times the learning rate, for gates and scales, which the source does not have"},
+    )
+    prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
+
+    def __post_init__(self) -> None:
+        RampArguments.__post_init__(self)
+        DistillationArguments.__post_init__(self)
+        if self.new_rate <= 0:
+            raise ValueError(f"`--new_rate` must be above 0, got {self.new_rate}.")
+
+
+@dataclass
+class HealingArguments(PretrainingArguments):
+    """`PretrainingArguments` for weights that are trained already."""
+
+    learning_rate: float = 1e-4  # a quarter of what such a size is pretrained with
+
+
+class HealingTrainer(Trainer):
+    """A Trainer that gives what is new a learning rate of its own."""
+
+    def __init__(self, *args: Any, new_rate: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.new_rate = new_rate
+
+    def create_optimizer(self, *args: Any) -> Optimizer:
+        optimizer = super().create_optimizer(*args)
+        model = args[0] if args and args[0] is not None else self.model
+        new = [each for name, each in model.named_parameters() if any(part in name for part in NEW)]
+        ids = {id(parameter) for parameter in new}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+        rate = self.new_rate * self.args.learning_rate
+        optimizer.add_param_group({"params": new, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+
+def refuse_what_is_no_plt(config: PLTConfig, model: str) -> None:
+    mechanisms = {"loop_shift": config.loop_shift, "loop_attention": config.loop_attention}
+    if config.num_loops == 1 or mechanisms != {"loop_shift": True, "loop_attention": "gated_window"}:
+        raise ValueError(
+            f"`--model` must be a PLT, which `plt convert {model} TARGET --to-plt` makes of a source; got one with "
+            f"{config.num_loops} loops and {mechanisms}."
+        )
+
+
+def load_teacher(name: str, config: PLTConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The source, without code from its checkpoint.
+
+    Raises:
+        ValueError: transformers does not know it, or it has another vocabulary.
+    """
+    try:
+        teacher_config = AutoConfig.from_pretrained(name)
+        kind = PLTForCausalLM if isinstance(teacher_config, PLTConfig) else AutoModelForCausalLM
+        teacher = kind.from_pretrained(name, config=teacher_config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--teacher` must be a model that transformers can load, got {name}: {error}") from None
+    theirs = teacher.config.vocab_size
+    if theirs != config.vocab_size:
+        raise ValueError(f"`--teacher` must have the model's vocabulary of {config.vocab_size}, got {theirs}.")
+    if load_tokenizer(name, teacher.config).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"`--teacher` must have the model's tokenizer, got another one in {name}.")
+    return teacher
+
+
+def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArguments) -> tuple[Trainer, Path | None]:
+    """A trainer of a converted model, and the checkpoint that it resumes from; everything that can be refused is.
+
+    Raises:
+        ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
+    """
+    checkpoint = find_checkpoint(training)
+    config = load_config(arguments.model)
+    refuse_what_is_no_plt(config, arguments.model)
+    tokenizer = load_tokenizer(arguments.model, config)
+    settings = fixed_settings(config, texts, training) | {
+        name: value for name, value in vars(arguments).items() if name != "prompt"
+    }
+    if checkpoint is not None:
+        refuse_other_settings(checkpoint, settings)
+    teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
+    if teacher is None and arguments.attention_weight:
+        raise ValueError("`--attention_weight` needs a `--teacher`.")
+    data = data_of(load_texts(texts), texts, training, config, tokenizer)
+
+    set_seed(training.seed)
+    model = PLTForCausalLM.from_pretrained(arguments.model, config=config)
+    callbacks = [Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
+    if arguments.shared_kv_ramp or arguments.shift_ramp:
+        callbacks.append(Ramps(model, arguments))
+    if teacher is not None:
+        add_teacher(model, teacher, arguments)
+    trainer = HealingTrainer(model, training, callbacks=callbacks, new_rate=arguments.new_rate, **data)
+    return trainer, checkpoint
+
+
+def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextArguments, first_loss: float) -> None:
+    """The model, its tokenizer, its code and its card in the folder of the run."""
+    save_whole(trainer)
+    if not trainer.is_world_process_zero():
+        return
+    facts = {
+        "made from": arguments.model,
+        "teacher": arguments.teacher or "none",
+        "held-out loss before healing": f"{first_loss:.4f}",
+    } | facts_of(trainer, texts)
+    license_fields, _ = license_of(Path(arguments.model) / "README.md")
+    title = "A Parallel Loop Transformer, healed"
+    write_card(Path(trainer.args.output_dir), title, command, facts, **license_fields)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    with refusing():
+        heal, texts, training = parse(__doc__, (HealArguments, TextArguments, HealingArguments), given)
+        trainer, checkpoint = prepare(heal, texts, training)
+    first_loss = trainer.evaluate()["eval_loss"]
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    last_loss = trainer.evaluate()["eval_loss"]
+    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts, first_loss)
+    if trainer.is_world_process_zero():
+        print(f"held-out loss {first_loss:.4f} before, {last_loss:.4f} after, saved in {training.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all runs on packed texts share: their data, and what their cards say."""
+
+import sys
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from configuration_plt import PLTConfig
+
+from .packing import PackingCollator, pack
+from .progress import operations_per_token
+from .texts import TextArguments
+
+TextPair = tuple[Dataset | IterableDataset, Dataset]
+
+
+def data_of(
+    texts: TextPair,
+    arguments: TextArguments,
+    training: TrainingArguments,
+    config: PLTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Texts to train on and to hold out, packed: the arguments of Trainer that concern data.
+
+    Raises:
+        ValueError: a block is longer than the model's positions, the texts make less than a block, or a stream has no
+            end.
+    """
+    if arguments.block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"`--block_size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
+            f"{arguments.block_size}."
+        )
+    entries, held_out = (pack(each, tokenizer, arguments.block_size) for each in texts)
+    if arguments.streaming:
+        if training.max_steps <= 0:
+            raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
+        entries = entries.shuffle(seed=training.seed, buffer_size=1000)  # of one read they are sorted by length
+    return {
+        "train_dataset": entries,
+        "eval_dataset": held_out,
+        "data_collator": PackingCollator(arguments.block_size, tokenizer.eos_token_id),
+        "processing_class": tokenizer,
+    }
+
+
+def fixed_settings(config: PLTConfig, texts: TextArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What a resumed run must not change: the model, the texts, and the entries of a step."""
+    fields = config.to_diff_dict()
+    for name in ("transformers_version", "dtype", "use_cache", "architectures"):
+        fields.pop(name, None)
+    entries = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    return {"config": fields, **vars(texts), "entries of a step": entries, "seed": training.seed}
+
+
+def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
+    """What the card says of a run, after its evaluation."""
+    model, state = trainer.model, trainer.state
+    losses = [entry for entry in state.log_history if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    return {
+        "parameters": f"{model.num_parameters():,}",
+        "loops": model.config.num_loops,
+        "texts": texts.dataset or f"the standard library of Python {sys.version.split()[0]}",
+        "tokens, fill included": f"{state.num_input_tokens_seen:,}",
+        "operations": f"{state.num_input_tokens_seen * operations_per_token(model):.3g}",
+        "steps": state.global_step,
+        "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
+        "held-out loss, nats per token": f"{held_out[-1]:.4f}",
+        "optimizer": trainer.args.optim,
+        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type}",
+        "seed": trainer.args.seed,
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
