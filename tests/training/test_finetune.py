@@ -87,7 +87,7 @@ def test_all_weights_are_trained_and_saved(run, chat_folder, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--use_dora", "True"]], ids=["LoRA", "DoRA"])
 def test_an_adapter_is_trained_saved_and_merged(run, chat_folder, tmp_path, flags):
-    trainer = run("--use_peft", "--merge", "--learning_rate", "5e-2", *flags)
+    trainer = run("--use_peft", "--merge", "--learning_rate", "5e-2", "--eos_token", "<|user|>", *flags)
     assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert {name.partition(".lora_")[0].rpartition(".")[2] for name in trained} == PROJECTIONS
@@ -100,8 +100,8 @@ def test_an_adapter_is_trained_saved_and_merged(run, chat_folder, tmp_path, flag
     assert type(merged) is PLTForCausalLM and not any("lora" in name for name in merged.state_dict())
     torch.testing.assert_close(logits_of(merged), adapted, rtol=0, atol=1e-4)  # one product for two, in float32
     assert AutoTokenizer.from_pretrained(tmp_path / "output/merged").chat_template
-    for name in ("eos_token_id", "pad_token_id"):
-        assert getattr(merged.config, name) == getattr(trainer.model.config, name)
+    end = AutoTokenizer.from_pretrained(chat_folder).convert_tokens_to_ids("<|user|>")
+    assert merged.config.eos_token_id == end and end in merged.generation_config.eos_token_id
 
 
 def test_gates_are_trained_whole_where_that_is_asked_for(run, chat_folder, tmp_path):
