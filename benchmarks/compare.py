@@ -60,7 +60,8 @@ def caption(setup: Setup) -> str:
     products = "products swapped by `speed_up_few_rows`" if setup.few_rows else "PyTorch's own products"
     layers = f"{setup.fields['num_hidden_layers']} layers of width {setup.fields['hidden_size']}"
     return (
-        "Loss: small models, trained on the same text; `converted` is `loop` as a PLT, before any further training;\n`healed` is that after a tenth of the steps.\n"
+        "Loss: small models, trained on the same text; `converted` is `loop` as a PLT, before any further training,\n"
+        "`healed` is that after a tenth of the steps.\n"
         "After so short a training, other held-out texts can change the order.\n"
         f"Time and KV cache: {layers}, random weights, eager float32, batch 1, after {CONTEXT} tokens;\n"
         f"CPU of capability {capability}, {products}, threads: {torch.get_num_threads()}."

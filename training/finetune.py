@@ -92,10 +92,10 @@ def check_chat_format(tokenizer: PreTrainedTokenizerBase, args: FinetuneArgument
 
 
 def settings_of(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments) -> dict[str, Any]:
-    """What a resumed run must not change: the base, the adapter, the chats, and the rows of a step."""
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    """What a resumed run must not change: the base, the adapter, the chats, and the entries of a step."""
+    entries = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     names = ("seed", "max_length", "packing", "assistant_only_loss")
-    return {**vars(base), "dataset": chats.dataset, "rows of a step": rows} | {
+    return {**vars(base), "dataset": chats.dataset, "entries of a step": entries} | {
         name: getattr(args, name) for name in names
     }
 

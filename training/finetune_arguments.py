@@ -52,7 +52,8 @@ class FinetuneArguments(SFTConfig):
     """TRL's, with packing, with bf16 where a GPU has it, and with speed in the log."""
 
     packing: bool = field(
-        default=True, metadata={"help": "several chats in a row of `max_length` tokens, each read as if it were alone"}
+        default=True,
+        metadata={"help": "several chats in a batch entry of `max_length` tokens, each read as if it were alone"},
     )
     include_num_input_tokens_seen: str = field(
         default="all", metadata={"help": "the speed is computed of these", "choices": ["all"]}
