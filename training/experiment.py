@@ -18,7 +18,7 @@ import torch
 from transformers.utils import logging
 
 from .experiments import load, names
-from .experiments.harness.definition import TUNING_SEED, Cell, Experiment
+from .experiments.harness.definition import TUNING_SEED, Cell, Experiment, Run
 from .experiments.harness.plan import mean_bits, missing_runs, select_cells
 from .experiments.harness.report import write_report
 from .experiments.harness.store import Store
@@ -69,18 +69,21 @@ def list_experiments(results: Path) -> None:
 def work(experiment: Experiment, cells: list[Cell], seeds: list[int], store: Store, deadline: float) -> None:
     """Make every missing run that no other process is making, until there is none or the time is over."""
     while runs := list(missing_runs(experiment, cells, seeds, store)):
-        has_worked = False
-        for run in runs:
-            if time.monotonic() > deadline:
-                return
-            with store.claim(run) as is_ours:
-                if is_ours:
-                    result = measure(run)
-                    store.write(run, result)
-                    print(f"{run.name}: {mean_bits(result):.4f} bits, {result['seconds']:.0f} s", flush=True)
-                    has_worked = True
-        if not has_worked:
+        if time.monotonic() > deadline:
+            return
+        # one at a time: what comes next depends on what has been found
+        if not any(make(run, store) for run in runs):
             time.sleep(PATIENCE)
+
+
+def make(run: Run, store: Store) -> bool:
+    """Make a run unless another process has or does; whether it was made."""
+    with store.claim(run) as is_ours:
+        if is_ours:
+            result = measure(run)
+            store.write(run, result)
+            print(f"{run.name}: {mean_bits(result):.4f} bits, {result['seconds']:.0f} s", flush=True)
+    return is_ours
 
 
 if __name__ == "__main__":

@@ -56,6 +56,6 @@ EXPERIMENT = Experiment(
         *(Cell("plt-2", {"num_hidden_layers": layers, "sliding_window": 1}) for layers in (2, 3)),
     ),
     learning_rates=(2e-3, 4e-3, 8e-3),
-    steps=1000,
+    steps=600,
     batch_size=32,
 )

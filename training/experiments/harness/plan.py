@@ -47,11 +47,15 @@ def missing_runs(experiment: Experiment, cells: list[Cell], seeds: list[int], st
 
     All cells with one seed come before all with the next, so that a stopped experiment has whole tables.
     """
-    tuning = {run: None for cell in cells for run in tuning_runs(experiment, cell)}  # in order, each once
-    yield from (run for run in tuning if store.read(run) is None)
+    tuning = {}  # in order, each once
     for seed in seeds:
         for cell in cells:
             rate = best_learning_rate(experiment, cell, store)
-            run = None if rate is None else Run(experiment, cell, rate, seed)
-            if run is not None and store.read(run) is None:
-                yield run
+            if rate is not None:
+                run = Run(experiment, cell, rate, seed)
+                if store.read(run) is None:
+                    yield run
+                continue
+            missing = [run for run in tuning_runs(experiment, cell) if run not in tuning and store.read(run) is None]
+            tuning |= dict.fromkeys(missing)
+            yield from missing
