@@ -26,8 +26,8 @@ class Hops(GeneratedTask):
     """
 
     alphabet: int = 4
-    length: int = 64
-    max_hops: int = 8
+    length: int = 48
+    max_hops: int = 4
     group: str = "hops"
 
     @property
@@ -95,7 +95,7 @@ EXPERIMENT = Experiment(
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 16},
     cells=ABLATION,
-    learning_rates=(1e-3, 2e-3, 4e-3),
-    steps=6000,
+    learning_rates=(2e-3, 4e-3),
+    steps=1000,
     batch_size=32,
 )

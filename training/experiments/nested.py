@@ -4,8 +4,9 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .harness.definition import Cell, Experiment, GeneratedTask
+from .harness.definition import TEST_SEED, Cell, Experiment, GeneratedTask
 from .harness.examples import NO_ANSWER, Examples
 from .harness.sizes import FIELDS
 from .hops import NOWHERE, answers_of, as_examples, one_hop, random_letters
@@ -14,10 +15,12 @@ from .reach import octaves
 
 @dataclass(frozen=True)
 class Nested(GeneratedTask):
-    """Random letters v; with a the answers of one hop over v, the answers of one hop over a are asked.
+    """A token for the depth, then random letters v; every letter that has an answer is asked.
 
-    What is looked up is the answer to a first lookup: two layers compute it, two more look it up. An answer that leads
-    to its own place is not asked.
+    At depth 1 the answers are those of one hop over v; at depth 2, those of one hop over the answers of depth 1. What
+    is looked up there is thus the result of a lookup: two layers make it, two more find it. Training has both depths,
+    because depth 2 alone is hardly learned; the test has depth 2 alone. An answer that leads to its own place is not
+    asked.
     """
 
     alphabet: int = 8
@@ -26,17 +29,26 @@ class Nested(GeneratedTask):
 
     @property
     def vocab_size(self) -> int:
-        return self.alphabet + 1  # a first token
+        return self.alphabet + 2
 
     def generate(self, count: int, generator: torch.Generator) -> Examples:
-        letters = random_letters(count, self.length, self.alphabet, generator)
-        inner = answers_of(letters, one_hop(letters))
+        return self.ask(torch.randint(1, 3, (count, 1), generator=generator), generator)
+
+    def test(self) -> Examples:
+        generator = torch.Generator().manual_seed(TEST_SEED)
+        return self.ask(torch.full((self.num_tests, 1), 2), generator)
+
+    def ask(self, depths: Tensor, generator: torch.Generator) -> Examples:
+        """Sequences for the depths `[N, 1]`."""
+        letters = random_letters(len(depths), self.length, self.alphabet, generator)
+        inner_found = one_hop(letters)
+        inner = answers_of(letters, inner_found)
         # letters without an answer are one further letter, for which nothing is asked
         found = one_hop(inner.where(inner != NO_ANSWER, self.alphabet))
         is_asked = (inner != NO_ANSWER) & (found != torch.arange(self.length))
-        found = found.where(is_asked, NOWHERE)
-        first = torch.full((count, 1), self.alphabet)
-        return as_examples(first, letters, answers_of(inner, found), octaves(found))
+        outer = answers_of(inner, found.where(is_asked, NOWHERE))
+        answers, places = inner.where(depths == 1, outer), inner_found.where(depths == 1, found)
+        return as_examples(self.alphabet + depths - 1, letters, answers, octaves(places))
 
 
 EXPERIMENT = Experiment(
