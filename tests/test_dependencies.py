@@ -22,6 +22,7 @@ EXTRAS = {  # that the folder's users are told to install; the other folders hav
     "conversion": ["convert"],
     "examples": ["train", "eval"],
     "tests": list(SETUP["options.extras_require"]),
+    "training": ["train"],
 }
 PROVIDERS = packages_distributions()  # of what is installed: `google` comes with protobuf
 
