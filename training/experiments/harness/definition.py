@@ -79,9 +79,9 @@ class Cell:
         return ", ".join([self.row, *parts, *([f"{self.frozen} frozen"] if self.frozen else [])])
 
     @property
-    def tuned_as(self) -> tuple[str, int | None]:
-        """Cells for which this is equal share a learning rate: a row at a number of layers, whatever its window."""
-        return self.row, self.fields.get("num_hidden_layers")
+    def tuned_as(self) -> tuple[str, dict[str, Any]]:
+        """Cells for which this is equal share a learning rate: they differ in the window, or in what is frozen."""
+        return self.row, {name: value for name, value in self.fields.items() if name != "sliding_window"}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def report(experiment: Experiment, points: pd.DataFrame) -> str:
         f"# {experiment.name}",
         experiment.question,
         f"`python -m training_plt.experiment {experiment.name}`: {experiment.steps} steps of {experiment.batch_size} "
-        f"sequences; {experiment.metric} on the test; seeds {seeds}; commits "
+        f"sequences; {experiment.metric} on the test; with seed {seeds}; by commit "
         f"{', '.join(sorted({commit[:10] for commit in points['commit']}))}. Each row's learning rate is the best of "
         f"{', '.join(f'{rate:g}' for rate in experiment.learning_rates)} on a seed that is not shown.",
         markdown(summary(points)),
