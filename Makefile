@@ -14,7 +14,9 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-.PHONY: demo test test-all lint format types docs docs/tools.md build clean
+EXPERIMENTS ?= reach scales hops nested mano capo language window
+
+.PHONY: demo results test test-all lint format types docs docs/tools.md build clean
 
 READY = $(VENV)/ready-$(TRANSFORMERS)
 
@@ -44,6 +46,10 @@ demo: $(READY)
 	$(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"
 	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"
+
+# what each mechanism buys: hours, for what has no result yet; start it twice, for two cores
+results: $(READY)
+	for name in $(EXPERIMENTS); do $(BIN)/python -m training_plt.experiment $$name || exit; done
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

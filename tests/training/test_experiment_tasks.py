@@ -1,0 +1,193 @@
+"""The tasks of the experiments, against solvers that share no code with them."""
+
+import pytest
+import torch
+
+from training_plt.experiments import language
+from training_plt.experiments.capo import Capo
+from training_plt.experiments.harness.examples import NO_ANSWER
+from training_plt.experiments.hops import Hops
+from training_plt.experiments.mano import Mano
+from training_plt.experiments.nested import Nested
+from training_plt.experiments.reach import Reach
+
+TASKS = {
+    "hops": Hops(num_tests=64),
+    "reach": Reach(num_tests=64),
+    "nested": Nested(num_tests=64),
+    "mano": Mano(num_tests=256),
+}
+
+
+def hop(letters: list[int], start: int, hops: int) -> int | None:
+    """Where so many hops lead, by the definition: the greatest j <= i with v[j - 1] = v[i]."""
+    for _ in range(hops):
+        places = [j for j in range(1, start + 1) if letters[j - 1] == letters[start]]
+        if not places:
+            return None
+        start = max(places)
+    return start
+
+
+@pytest.mark.parametrize("task", [Hops(num_tests=20, length=30), Reach(num_tests=20, alphabet=5, length=30)], ids=str)
+def test_answers_of_hops_are_those_of_the_definition(task):
+    examples = task.test()
+    for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
+        letters = ids[1:]
+        hops = ids[0] - task.alphabet + 1
+        for position, (label, group) in enumerate(
+            zip(labels[2:], groups[2:], strict=True)
+        ):  # of the next label's place
+            place = hop(letters, position, hops)
+            assert label == (NO_ANSWER if place is None else letters[place])
+            if place is not None and isinstance(task, Reach):
+                assert group <= position - place < 2 * group
+            if place is not None and isinstance(task, Hops):
+                assert group == hops
+        assert labels[:2] == [NO_ANSWER] * 2
+        assert all(a != b for a, b in zip(letters, letters[1:], strict=False))
+
+
+def test_answers_of_nested_induction_are_those_of_the_definition():
+    task = Nested(num_tests=20, alphabet=4)
+    depths = set()
+    for examples in (task.test(), task.train(20, seed=1)):
+        for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
+            depth, letters = ids[0] - task.alphabet + 1, ids[1:]
+            depths.add(depth)
+            places = [hop(letters, position, 1) for position in range(len(letters))]
+            inner = [None if place is None else letters[place] for place in places]
+            for position, (label, group) in enumerate(zip(labels[2:], groups[2:], strict=True)):
+                answer, place = inner[position], places[position]
+                if depth == 2:
+                    places_of_it = [j for j in range(1, position + 1) if inner[j - 1] == inner[position] is not None]
+                    place = max(places_of_it, default=None)
+                    answer = None if place in (None, position) else inner[place]
+                assert label == (NO_ANSWER if answer is None else answer)
+                assert answer is None or group <= position - place < 2 * group
+    assert set(task.test().input_ids[:, 0].tolist()) == {task.alphabet + 1}, "the test asks for the second induction"
+    assert depths == {1, 2}
+
+
+def test_every_number_of_hops_and_every_octave_is_asked():
+    test = Hops().test()
+    assert set(test.groups[test.labels != NO_ANSWER].tolist()) == {1, 2, 3, 4}
+    test = Reach().test()
+    assert set(test.groups[test.labels != NO_ANSWER].tolist()) == {1, 2, 4, 8, 16}
+
+
+def test_answers_of_mano_are_the_values_of_its_expressions():
+    task = Mano(num_tests=300, modulus=11, max_operations=5)
+    names = [*map(str, range(11)), "+", "-", "*", "<bos>", "<ans>", *(f"<len_{number}>" for number in range(1, 6))]
+    assert len(names) == task.vocab_size
+    for examples in (task.test(), task.train(300, seed=1)):
+        for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
+            words = [names[token] for token in ids]
+            end = words.index("<ans>")
+            assert words[0] == "<bos>" and words[1] == f"<len_{groups[0]}>"
+            stack = []  # from right to left, as prefix notation is read without a tree
+            for word in reversed(words[2:end]):
+                if word in "+-*":
+                    word = f"({stack.pop()} {word} {stack.pop()})"
+                stack.append(word)
+            (infix,) = stack
+            assert sum(infix.count(sign) for sign in "+-*") == groups[0]
+            assert labels[end + 1] == ids[end + 1] == eval(infix) % 11
+            assert sum(label != NO_ANSWER for label in labels) == 1
+            assert set(ids[end + 2 :]) <= {0}
+
+
+def test_the_test_of_mano_has_two_operations_or_more():
+    groups = TASKS["mano"].test().groups
+    assert groups.min() == 2 and groups.max() == TASKS["mano"].max_operations
+    assert TASKS["mano"].train(500, seed=1).groups.min() == 1
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_sequence_of_the_test_is_trained_on(name):
+    task = TASKS[name]
+    test = {tuple(row) for row in task.test().input_ids.tolist()}
+    train = [tuple(row) for row in task.train(2000, seed=1).input_ids.tolist()]
+    assert len(train) > 1900 and not test & set(train)
+
+
+def test_what_is_in_the_test_is_taken_out_of_the_training():
+    task = Mano(num_tests=2000, modulus=2, max_operations=2)  # few expressions, so that most are in the test
+    drawn = task.generate(1000, torch.Generator().manual_seed(1))
+    test = {tuple(row) for row in task.test().input_ids.tolist()}
+    train = [tuple(row) for row in task.train(1000, seed=1).input_ids.tolist()]
+    assert train == [row for row in map(tuple, drawn.input_ids.tolist()) if row not in test]
+    assert 0 < len(train) < 1000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_seeds_draw_other_training_sequences_and_the_same_test(name):
+    task = TASKS[name]
+    one, again, other = (task.train(50, seed).input_ids for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one[:40], other[:40])
+    assert torch.equal(task.test().input_ids, task.test().input_ids)
+
+
+def test_people_of_capo_have_a_name_each_and_are_all_trained_on():
+    task = Capo(num_people=50, num_names=6)
+    test, train = task.test(), task.train(120, seed=1)
+    names = {tuple(row[:3]) for row in test.input_ids.tolist()}
+    assert len(names) == 50
+    people = {tuple(row) for row in test.input_ids.tolist()}
+    assert {tuple(row) for row in train.input_ids.tolist()} == people and len(train) == 120
+    assert (test.labels[:, :3] == NO_ANSWER).all()
+    assert torch.equal(test.labels[:, 3:], test.input_ids[:, 3:])
+    assert test.groups[0].tolist()[3:] == [0, 1, 2, 3]
+    assert test.input_ids[:, 3:].min() >= 6 and test.input_ids.max() < task.vocab_size
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Installed packages: one to train on, one held out that has a copy and a near copy of the first one's file."""
+    lines = [f"value_{number} = {number}" for number in range(40)]
+    texts = {
+        "train/own.py": "\n".join(lines),
+        "train/again.py": "\n".join(lines),
+        "test/copy.py": "\n".join(lines),
+        "test/near.py": "\n".join([*lines[5:], "one = 1", "two = 2"]),
+        "test/new.py": "\n".join(f"other_{number} = {number}" for number in range(40)),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [(split, split, "1.0", sorted((tmp_path / split).iterdir())) for split in ("test", "train")]
+    monkeypatch.setattr(language, "read_packages", lambda: iter(found))
+    language.read_splits.cache_clear()
+    language.tokens_of.cache_clear()
+    yield texts
+    language.read_splits.cache_clear()
+    language.tokens_of.cache_clear()
+
+
+def test_copies_and_near_copies_are_left_out(packages):
+    documents, versions = language.read_splits(10_000)
+    assert [document.decode() for document in documents["train"]] == [packages["train/again.py"]]
+    assert [document.decode() for document in documents["test"]] == [packages["test/new.py"]]
+    assert versions == {"train": {"train": "1.0"}, "test": {"test": "1.0"}}
+
+
+def test_language_is_asked_byte_by_byte(packages):
+    task = language.Language(length=20, num_tests=3)
+    text = packages["test/new.py"].encode()
+    test = task.test()
+    assert test.input_ids[0].tolist() == [language.START, *text[:19]]
+    assert len(test) == 3 and torch.equal(test.labels, test.input_ids)
+    trained = packages["train/again.py"].encode()
+    for row in task.train(50, seed=1).input_ids.tolist():
+        assert bytes(row[1:]) in trained and (row[0] == language.START or bytes(row) in trained)
+    assert task.describe()["bytes"]["test"] == len(text)
+
+
+def test_a_package_gives_no_more_than_its_share(packages):
+    assert sum(map(len, language.read_splits(100)[0]["train"])) == 100
+
+
+def test_packages_are_held_out_by_name():
+    splits = {language.split_of(f"package-{number}") for number in range(100)}
+    assert splits == {"train", "test"}
+    assert language.split_of("NumPy") == language.split_of("numpy")

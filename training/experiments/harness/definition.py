@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an experiment is: a task, and the models that are trained on it."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from benchmarks_plt.models import row_config
+from benchmarks_plt.rows import ROWS
+from configuration_plt import PLTConfig
+
+from .examples import Examples
+
+SHORT = {"sliding_window": "window", "num_hidden_layers": "layers"}
+TUNING_SEED = 0  # of runs that choose a learning rate; no table shows them
+TEST_SEED = 123_456_789  # far from the seeds of runs
+
+
+class Task(Protocol):
+    """Sequences to train on and to test on.
+
+    Attributes:
+        vocab_size: of the model.
+        group: what the number of a group means; it is the horizontal axis of the plot.
+    """
+
+    vocab_size: int
+    group: str
+
+    def train(self, count: int, seed: int) -> Examples:
+        """Sequences to train on, none of which is in the test; at most `count`."""
+
+    def test(self) -> Examples:
+        """The same sequences for all runs."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides what the sequences are, for JSON."""
+
+
+@dataclass(frozen=True)
+class GeneratedTask:
+    """A task whose sequences are drawn at random; a subclass adds `vocab_size`, `group` and `generate`."""
+
+    num_tests: int = 1024  # sequences
+
+    def generate(self, count: int, generator: torch.Generator) -> Examples:
+        raise NotImplementedError
+
+    def train(self, count: int, seed: int) -> Examples:
+        return self.generate(count, torch.Generator().manual_seed(seed)).without(self.test())
+
+    def test(self) -> Examples:
+        return self.generate(self.num_tests, torch.Generator().manual_seed(TEST_SEED))
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model of an experiment: a row of the ablation, and what it has of its own.
+
+    Attributes:
+        row: a name in `benchmarks_plt.rows.ROWS`.
+        fields: of PLTConfig, over those of the experiment.
+        frozen: parameters with this in their names keep the values they start with.
+    """
+
+    row: str
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)
+    frozen: str = ""
+
+    @property
+    def name(self) -> str:
+        """As in `plt-2, window 8, layers 1`."""
+        parts = [f"{SHORT.get(name, name)} {value}" for name, value in self.fields.items()]
+        return ", ".join([self.row, *parts, *([f"{self.frozen} frozen"] if self.frozen else [])])
+
+    @property
+    def tuned_as(self) -> tuple[str, dict[str, Any]]:
+        """Cells for which this is equal share a learning rate: they differ in the window, or in what is frozen."""
+        return self.row, {name: value for name, value in self.fields.items() if name != "sliding_window"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A task and the cells that are trained on it, all on as many tokens and with the same optimizer.
+
+    Attributes:
+        question: what it asks, in one sentence.
+        metric: the column of a score that tables show: `accuracy`, or `bits` per answer.
+        fields: of PLTConfig, for all cells.
+        cells: the first one of each `tuned_as` is the one that is tuned.
+        learning_rates: the grid that each row is tuned on.
+        tuning_steps: of the runs that are tuned on; as `steps` if None.
+    """
+
+    name: str
+    question: str
+    task: Task
+    metric: str
+    fields: dict[str, Any] = field(hash=False)
+    cells: tuple[Cell, ...]
+    learning_rates: tuple[float, ...]
+    steps: int
+    batch_size: int
+    tuning_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one cell."""
+
+    experiment: Experiment
+    cell: Cell
+    learning_rate: float
+    seed: int
+
+    @property
+    def is_tuning(self) -> bool:
+        return self.seed == TUNING_SEED
+
+    @property
+    def steps(self) -> int:
+        return (self.is_tuning and self.experiment.tuning_steps) or self.experiment.steps
+
+    @property
+    def name(self) -> str:
+        """Of its file, as in `tune_plt-2_window-8_lr-0.002_seed-0`."""
+        cell = re.sub(r"[^\w.-]+", "-", self.cell.name.replace(", ", "_"))
+        return f"{'tune_' * self.is_tuning}{cell}_lr-{self.learning_rate:g}_seed-{self.seed}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of PLTConfig, but for those that the row sets."""
+        return self.experiment.fields | {"vocab_size": self.experiment.task.vocab_size} | self.cell.fields
+
+    def config(self) -> PLTConfig:
+        return row_config(self.fields, ROWS[self.cell.row])
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its result but the machine and the code, for JSON."""
+        return {
+            "experiment": self.experiment.name,
+            "cell": self.cell.name,
+            "row": self.cell.row,
+            "layers": self.fields["num_hidden_layers"],
+            "is_tuning": self.is_tuning,
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "steps": self.steps,
+            "batch_size": self.experiment.batch_size,
+            "frozen": self.cell.frozen,
+            "task": self.experiment.task.describe(),
+            "config": self.config().to_diff_dict(),
+        }

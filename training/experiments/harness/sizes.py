@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the models of most experiments have in common."""
+
+from .definition import Cell
+
+FIELDS = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "initializer_range": 0.06,
+    # later loops start with a token and the state of the loop before in equal parts: embeddings start as small as
+    # `initializer_range`, and normed states have size 1. With 1 instead, looped rows need many times the steps
+    "hidden_scale": 0.06,
+}
+ABLATION = tuple(Cell(row) for row in ("plain", "loop-2", "shift-2", "shared-2", "plt-2", "plt-3", "deep-2"))

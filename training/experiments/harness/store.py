@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results on disk: one JSON file per run."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .definition import Run
+
+
+class Store:
+    """The folder of an experiment's results, which several processes may fill."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def file(self, run: Run) -> Path:
+        return self.folder / f"{run.name}.json"
+
+    def read(self, run: Run) -> dict | None:
+        """The result of a run; None if there is none yet.
+
+        Raises:
+            ValueError: the file is of no use, or of a run with other settings.
+        """
+        if not self.file(run).exists():
+            return None
+        found, wanted = load(self.file(run)), json.loads(json.dumps(run.settings()))
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"{self.file(run)} must be of a run with {name} = {value}, got {found.get(name)}: move it away to "
+                    "run it again."
+                )
+        return found
+
+    def results(self) -> list[dict]:
+        """Of all runs, in the order of their names."""
+        return [load(file) for file in sorted(self.folder.glob("*.json"))]
+
+    @contextmanager
+    def claim(self, run: Run) -> Iterator[bool]:
+        """Whether the run is this process's to make: it has no result, and no other process is making it.
+
+        The system lets go of the lock when a process ends, however it ends.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.file(run).with_suffix(".lock"), timeout=0)
+        try:
+            with lock:
+                yield self.read(run) is None
+                Path(lock.lock_file).unlink(missing_ok=True)
+        except Timeout:
+            yield False
+
+    def write(self, run: Run, result: dict) -> None:
+        """All of the file or nothing: it is written under another name first."""
+        part = self.file(run).with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        part.rename(self.file(run))
+
+
+def load(file: Path) -> dict:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be the JSON of a run, got {error}: move it away to run it again.") from None
+    if not isinstance(result, dict) or "scores" not in result:
+        raise ValueError(f"{file} must be the JSON of a run with `scores`, got none: move it away to run it again.")
+    return result
