@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a looped model from scratch, on packed texts, with Trainer.
 
-    python -m training_plt.pretrain --output_dir runs/tiny --max_steps 800 --learning_rate 3e-3
+    python -m training_plt.pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
     accelerate launch -m training_plt.pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
         --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 \
         --max_steps 10000 --output_dir runs/plt-1.2b
@@ -121,6 +121,14 @@ def choose_optimizer(
     return MuonAndAdamW(model, training)
 
 
+def held_out_loss(trainer: Trainer) -> float:
+    """Of the model as it is now, in nats per token, evaluated unless it has just been."""
+    for entry in trainer.state.log_history:
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return entry["eval_loss"]
+    return trainer.evaluate()["eval_loss"]
+
+
 def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
     """The model, its tokenizer, its code and its card in the folder of the run."""
     if trainer.is_fsdp_enabled:
@@ -132,7 +140,6 @@ def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
         return
     model, config, state = trainer.model, trainer.model.config, trainer.state
     losses = [entry for entry in state.log_history if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     facts = {
         "parameters": f"{model.num_parameters():,}",
         "loops": config.num_loops,
@@ -141,9 +148,9 @@ def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
         "operations": f"{state.num_input_tokens_seen * operations_per_token(model):.3g}",
         "steps": state.global_step,
         "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
-        "held-out loss, nats per token": f"{held_out[-1]:.4f}",
-        "optimizer": "Muon and AdamW" if isinstance(trainer.optimizer, MuonAndAdamW) else trainer.args.optim,
-        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type}",
+        "held-out loss, nats per token": f"{held_out_loss(trainer):.4f}",
+        "optimizer": "Muon and AdamW" if isinstance(trainer.optimizer, MuonAndAdamW) else trainer.args.optim.value,
+        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type.value}",
         "seed": trainer.args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
@@ -157,10 +164,10 @@ def main(arguments: list[str] | None = None) -> None:
         model, texts, training = parse(__doc__, classes, given)
         trainer, checkpoint = prepare(model, texts, training)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    metrics = trainer.evaluate()
+    loss = held_out_loss(trainer)
     save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), texts)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {metrics['eval_loss']:.4f}, saved in {training.output_dir}")
+        print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")
 
 
 if __name__ == "__main__":
