@@ -74,7 +74,7 @@ def read_tokens(
     pads = find_pads(attention_mask, num_tokens)
     num_pads = None if attention_mask is None else (~attention_mask).long().sum(dim=1, keepdim=True)
     columns = num_past + torch.arange(num_tokens, device=inputs_embeds.device)
-    positions = read_positions(position_ids, columns, pads, num_pads).expand(len(inputs_embeds), -1)
+    positions = read_positions(position_ids, columns, pads, num_pads).expand(inputs_embeds.shape[0], -1)
     previous = join(last_positions(past_key_values, positions), positions, pads, dim=1)[:, :-1]
     follows = positions == previous + 1
     are_packed = hold_several_documents(positions, previous, follows, has_mask=attention_mask is not None)
@@ -145,7 +145,7 @@ def read_positions(position_ids: Tensor | None, columns: Tensor, pads: Pads | No
     if position_ids is None and num_pads is not None:
         positions = positions - num_pads
     if position_ids is not None and pads is not None:
-        positions = pads.put_first(position_ids.expand(len(pads.order), -1))
+        positions = pads.put_first(position_ids.expand(pads.order.shape[0], -1))
     is_pad = positions < 0
     if num_pads is not None:
         is_pad = is_pad | (columns < num_pads if pads is None else columns < columns[:1] + pads.count)

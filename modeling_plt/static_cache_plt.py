@@ -58,7 +58,7 @@ class StaticLoops(StaticLayer):
         """Put `[B, heads, T, Dh]` at its columns `[T]`; returns all that is stored."""
         stored.index_copy_(2, columns, new)
         if pads is not None:
-            stored.copy_(pads.move(stored, columns[:1], len(columns), dim=2))
+            stored.copy_(pads.move(stored, columns[:1], columns.shape[0], dim=2))
         return stored
 
 

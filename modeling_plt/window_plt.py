@@ -110,14 +110,14 @@ def write_ring(ring: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) ->
     """
     size = ring.shape[2]
     seen = ring
-    if len(columns) > 1 or pads is not None:
+    if columns.shape[0] > 1 or pads is not None:
         before = (columns[:1] - torch.arange(size - 1, 0, -1, device=columns.device)) % size
         seen = join(ring.index_select(2, before), new, pads, dim=2)
         new = new if pads is None else seen  # a window may lie before the pads among the tokens
     num_kept = min(size, new.shape[2])
     last = columns[-1:] - torch.arange(num_kept - 1, -1, -1, device=columns.device)
     ring.index_copy_(2, last % size, tail(new, num_kept, dim=2))
-    return ring if len(columns) == 1 else seen
+    return ring if columns.shape[0] == 1 else seen
 
 
 # What hides the keys that are not in the window. Kernels that know no windows get blocks of queries, each with the

@@ -30,7 +30,7 @@ from .distillation import DistillationArguments, add_teacher
 from .healing import RampArguments, Ramps
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
-from .runs import data_of, facts_of, fixed_settings
+from .runs import data_of, facts_of, fixed_settings, held_out_loss
 from .save_whole import save_whole
 from .saved import load_config, load_tokenizer
 from .texts import TextArguments, load_texts
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer, checkpoint = prepare(heal, texts, training)
     first_loss = trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    last_loss = trainer.evaluate()["eval_loss"]
+    last_loss = held_out_loss(trainer)
     save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts, first_loss)
     if trainer.is_world_process_zero():
         print(f"held-out loss {first_loss:.4f} before, {last_loss:.4f} after, saved in {training.output_dir}")

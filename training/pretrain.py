@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a looped model from scratch, on packed texts, with Trainer.
 
-    python -m training_plt.pretrain --output_dir runs/tiny --max_steps 800 --learning_rate 3e-3
+    python -m training_plt.pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
     accelerate launch -m training_plt.pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
         --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 \
         --max_steps 10000 --output_dir runs/plt-1.2b
@@ -28,7 +28,7 @@ from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
-from .runs import data_of, facts_of, fixed_settings
+from .runs import data_of, facts_of, fixed_settings, held_out_loss
 from .save_whole import save_whole
 from .texts import TextArguments, load_texts
 from .tokenizer import load_tokenizer, train_tokenizer
@@ -122,10 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
         model, texts, training = parse(__doc__, classes, given)
         trainer, checkpoint = prepare(model, texts, training)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    metrics = trainer.evaluate()
+    loss = held_out_loss(trainer)
     save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), texts)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {metrics['eval_loss']:.4f}, saved in {training.output_dir}")
+        print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,18 @@ def fixed_settings(config: PLTConfig, texts: TextArguments, training: TrainingAr
     return {"config": fields, **vars(texts), "entries of a step": entries, "seed": training.seed}
 
 
+def held_out_loss(trainer: Trainer) -> float:
+    """Of the model as it is now, in nats per token, evaluated unless it has just been."""
+    for entry in trainer.state.log_history:
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return entry["eval_loss"]
+    return trainer.evaluate()["eval_loss"]
+
+
 def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
-    """What the card says of a run, after its evaluation."""
+    """What the card says of a run that has been evaluated at its end."""
     model, state = trainer.model, trainer.state
     losses = [entry for entry in state.log_history if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     return {
         "parameters": f"{model.num_parameters():,}",
         "loops": model.config.num_loops,
@@ -71,9 +78,9 @@ def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
         "operations": f"{state.num_input_tokens_seen * operations_per_token(model):.3g}",
         "steps": state.global_step,
         "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
-        "held-out loss, nats per token": f"{held_out[-1]:.4f}",
-        "optimizer": trainer.args.optim,
-        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type}",
+        "held-out loss, nats per token": f"{held_out_loss(trainer):.4f}",
+        "optimizer": trainer.args.optim.value,
+        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type.value}",
         "seed": trainer.args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }

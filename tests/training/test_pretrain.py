@@ -1,6 +1,7 @@
 """Pretraining end to end, at a size that takes seconds: what it saves, how it resumes, what it refuses."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -68,6 +69,7 @@ def history(run) -> list[dict]:
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow
 def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole, tmp_path):
     names = {path.name for path in whole.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_plt.py", "loss.png", "README.md"} <= names
@@ -77,6 +79,7 @@ def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole
     held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert f"| held-out loss, nats per token | {held_out[-1]:.4f} |" in card
     assert f"| tokens, fill included | {6 * 4 * 32} |" in card
+    assert "| learning rate | 0.01, cosine |" in card and re.search(r"\| optimizer \| adamw_\w+ \|", card)
     assert held_out[-1] < held_out[0] < 6
 
 
@@ -89,7 +92,7 @@ def test_the_log_has_speed(whole):
 def test_sample_text_follows_each_evaluation(folder, capsys):
     pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save_strategy", "no"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert [line.partition(":")[0] for line in lines] == ["step 3", "step 6", "step 6"]
+    assert [line.partition(":")[0] for line in lines] == ["step 3", "step 6"]
     assert all(": 'def add" in line for line in lines)
 
 
