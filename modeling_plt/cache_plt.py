@@ -150,7 +150,8 @@ class PLTCacheMixin(Cache):
         positions, dtype = self.carry.positions, inputs_embeds.dtype
         if positions is not None and positions.shape[0] != inputs_embeds.shape[0]:
             raise ValueError(
-                f"`past_key_values` holds a batch of {positions.shape[0]}, the input is one of {inputs_embeds.shape[0]}."
+                f"`past_key_values` holds a batch of {positions.shape[0]}, the input is one of "
+                f"{inputs_embeds.shape[0]}."
             )
         if self.dtype is not None and self.dtype != dtype:
             raise ValueError(f"`past_key_values` was filled in {self.dtype}, the embeddings are {dtype}.")

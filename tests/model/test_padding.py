@@ -96,13 +96,17 @@ def test_compiled_code_equals_the_interpreter():
 
 
 @pytest.mark.parametrize("row", ABLATION_ROWS)
-def test_the_exported_program_takes_any_length(row):
+def test_the_exported_program_takes_any_batch_and_length(row):
     model = tiny_model(num_loops=2, **ABLATION_ROWS[row])
-    shapes = {"input_ids": {1: torch.export.Dim("length", min=3, max=400)}, "use_cache": None}
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=400)}
     program = torch.export.export(
-        model, (), {"input_ids": tiny_ids(1, 9), "use_cache": False}, dynamic_shapes=shapes, strict=False
+        model,
+        (),
+        {"input_ids": tiny_ids(2, 9), "use_cache": False},
+        dynamic_shapes={"input_ids": sizes, "use_cache": None},
+        strict=False,
     )
-    input_ids = tiny_ids(1, 23)
+    input_ids = tiny_ids(3, 23)
     logits = program.module()(input_ids=input_ids, use_cache=False).logits
     torch.testing.assert_close(logits, model(input_ids, use_cache=False).logits, **TOLERANCE)
 

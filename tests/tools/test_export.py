@@ -33,8 +33,8 @@ def left_padded(batch_size: int, length: int) -> Inputs:
 
 
 MADE_AT = left_padded(2, 9)
-RUN_AT = [left_padded(*shape) for shape in ((3, 17), (2, 4), (2, 3), (5, 31))]  # windows are of 4 tokens
-SHAPES = {name: {0: Dim("batch", min=2, max=64), 1: Dim("length", min=3, max=512)} for name in Inputs._fields}
+RUN_AT = [left_padded(*shape) for shape in ((3, 17), (2, 4), (2, 2), (5, 31))]  # windows are of 4 tokens
+SHAPES = {name: {0: Dim("batch", min=2, max=64), 1: Dim("length", min=2, max=512)} for name in Inputs._fields}
 
 
 def assert_same_logits(program, model: nn.Module) -> None:
@@ -44,7 +44,7 @@ def assert_same_logits(program, model: nn.Module) -> None:
         torch.testing.assert_close(program(*inputs)[real], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.proves(tool="torch", what="`torch.export`: any batch and length, left padding", note="lengths from 3 on")
+@pytest.mark.proves(tool="torch", what="`torch.export`: any batch and length, left padding")
 @pytest.mark.parametrize("row", ABLATION_ROWS)
 @torch.no_grad()
 def test_an_exported_program_takes_other_shapes(row):
@@ -60,17 +60,9 @@ def test_an_exported_program_is_saved_and_loaded(tmp_path):
     assert_same_logits(torch.export.load(tmp_path / "plt.pt2").module(), model)
 
 
-@pytest.mark.proves(tool="torch", what="`torch.export` with lengths below 3")
-def test_an_exported_program_of_short_lengths_is_refused(refused):
-    shapes = {name: {1: Dim("length", min=2, max=512)} for name in Inputs._fields}
-    with refused(torch._dynamo.exc.UserError, "Constraints violated"):
-        torch.export.export(Logits(tiny_model()), tuple(MADE_AT), dynamic_shapes=shapes)
-
-
 @pytest.mark.proves(
     tool="onnxruntime",
     what="ONNX by `torch.onnx.export(dynamo=True)`: any batch and length, left padding",
-    note="lengths from 3 on",
 )
 @torch.no_grad()
 def test_an_onnx_program_takes_other_shapes(tmp_path):
