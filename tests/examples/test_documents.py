@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from configuration_plt import PLTConfig
+from training_plt import experiments
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -97,14 +98,14 @@ def test_code_runs(folder, block):
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
-    assert set(LINES) == {*of("plt"), *of("make"), *of("pip install"), *of("python -m"), *of("accelerate launch")}
+    kinds = ("plt", "make", "pip install", "accelerate launch")
+    modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose", "experiment")]
+    assert set(LINES) == set(of(*kinds, *modules))
 
 
-@pytest.mark.parametrize("line", [line for line in of("python -m") if "training_plt" not in line])
-def test_modules_that_are_run_are_those_of_the_demo(line):
-    """`make demo` runs them; `test_examples.py` runs the same on smaller models."""
-    module = shlex.split(line)[2]
-    assert f"python -m {module} " in page("Makefile")
+@pytest.mark.parametrize("line", of("python -m training_plt.experiment"))
+def test_experiments_have_these_names(line):
+    assert shlex.split(line)[3] in experiments.names()
 
 
 @pytest.mark.parametrize("line", of("python -m training_plt.diagnose", "python -m training_plt.finetune"))
@@ -182,6 +183,7 @@ def test_benchmarks_take_their_options(line, monkeypatch):
     measured = []
     monkeypatch.setattr("benchmarks_plt.measure.measure", lambda *args, **options: measured.append(options))
     monkeypatch.setattr("benchmarks_plt.convert.measure_conversion", measured.append)
+    monkeypatch.setattr("benchmarks_plt.compare.compare", measured.append)
     words = shlex.split(line)[1:]
     try:
         main(words)
