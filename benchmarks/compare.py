@@ -25,8 +25,13 @@ from .rows import ROWS
 from .sizes import SIZES
 
 # a model's folder, and the row of the benchmarks that costs what it does
-MODELS = {"plain": ROWS["plain"], "loop": ROWS["loop-2"], "plt": ROWS["plt-2"]}
-MODELS |= dict.fromkeys(("converted", "healed"), ROWS["plt-2"])
+MODELS = {
+    "plain": ROWS["plain"],
+    "loop": ROWS["loop-2"],
+    "plt": ROWS["plt-2"],
+    "converted": ROWS["plt-2"],
+    "healed": ROWS["plt-2"],
+}
 # a few layers, so that it takes seconds; with a small vocabulary, as the head runs once whatever the loops
 FIELDS = SIZES["0.5b"] | {"num_hidden_layers": 4, "vocab_size": 1024}
 CONTEXT = 1024  # tokens in the cache when decoding starts

@@ -29,12 +29,18 @@ def describe(command: str, size: str, setup: Setup) -> dict:
         "device": device_name(setup.device),
         "cpu_threads": torch.get_num_threads(),
         "attn_implementation": setup.attn_implementation,
+        **versions(),
+        "decoding": decoding + (", swapped products" if setup.few_rows else ""),
+        "method": METHOD,
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "package": version("parallel-loop-transformer"),
         "python": platform.python_version(),
-        "decoding": decoding + (", swapped products" if setup.few_rows else ""),
-        "method": METHOD,
     }
 
 

@@ -13,6 +13,13 @@ TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]
 LICENSE = ("license", "license_name", "license_link")
 HUB = "https://huggingface.co"
 
+LOAD_MODEL = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # or the path of this folder
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+"""
 TEXT = """\
 # {title}, as a Parallel Loop Transformer
 
@@ -25,12 +32,7 @@ Made from {source} (`{model_type}`) by
 {what}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # or the path of this folder
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-```
+{loading}```
 
 ## Checked when it was written
 
@@ -49,6 +51,7 @@ def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, comma
         source=f"the folder `{source_folder.resolve().name}`" if is_local else f"[{source}]({HUB}/{source})",
         model_type=plan.source.model_type,
         command=command,
+        loading=LOAD_MODEL,
         what="\n\n".join([describe(plan), *plan.source.notes]),
         checks="\n".join(f"- {check}" for check in checks + unread),
     )

@@ -27,6 +27,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(Dataset.from_dict({"text": TEXTS}), vocab_size=257)
 
 
+def as_flags(values: dict[str, object], *more: object) -> list[str]:
+    """The command line of a quiet run on a CPU, from values by the names of their flags, and what follows them."""
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+
+
 def write_texts(file: Path) -> None:
     """40 documents of 1 to 4 functions each."""
     documents = ["".join(TEXTS[: number % 4 + 1]).replace("x", "xyz"[number % 3]) for number in range(40)]

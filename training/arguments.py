@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from conversion_plt.messages import one_line
+
 
 def parse(description: str | None, classes: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
     """One instance of each dataclass; a wrong argument ends the program with one sentence.
@@ -27,7 +29,7 @@ def parse(description: str | None, classes: tuple[type, ...], arguments: list[st
             arguments = [*read_flags(Path(arguments[0])), *arguments[1:]]
         return parser.parse_args_into_dataclasses(arguments)
     except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))  # some have several lines
+        parser.error(one_line(error))
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, NotImplementedError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

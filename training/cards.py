@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]
+from conversion_plt.card import LOAD_MODEL, TAGS
 
 TEXT = """\
 # {title}
@@ -25,13 +25,6 @@ Loss of training and of held-out text: `loss.png`.
 
 ```python
 {loading}```
-"""
-LOAD_MODEL = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # or the path of this folder
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 """
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
 
+from .losses import is_wanted
 from .packing import NO_LABEL
 
 
@@ -52,9 +53,9 @@ def add_teacher(model: PLTForCausalLM, teacher: PreTrainedModel, arguments: Dist
     taught = AttentionOutputs(teacher) if weight else None
 
     def compare(module: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-        labels = kwargs.get("labels")
-        if not module.training or labels is None:
+        if not is_wanted(module, kwargs):
             return outputs
+        labels = kwargs["labels"]
         inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in kwargs}
         with torch.no_grad():
             logits = teacher.to(labels.device)(**inputs, use_cache=False).logits

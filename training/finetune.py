@@ -31,7 +31,7 @@ from .cards import write_card
 from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
 from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
-from .resume import KeepSettings, find_checkpoint, refuse_other_settings
+from .resume import KeepSettings, entries_of_a_step, find_checkpoint, refuse_other_settings
 from .save_whole import save_whole
 from .saved import load_config, load_tokenizer
 
@@ -93,9 +93,8 @@ def check_chat_format(tokenizer: PreTrainedTokenizerBase, args: FinetuneArgument
 
 def settings_of(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments) -> dict[str, Any]:
     """What a resumed run must not change: the base, the adapter, the chats, and the entries of a step."""
-    entries = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     names = ("seed", "max_length", "packing", "assistant_only_loss")
-    return {**vars(base), "dataset": chats.dataset, "entries of a step": entries} | {
+    return {**vars(base), "dataset": chats.dataset, "entries of a step": entries_of_a_step(args)} | {
         name: getattr(args, name) for name in names
     }
 
@@ -145,7 +144,7 @@ def facts_of(trainer: SFTTrainer, chats: ChatArguments, base: BaseArguments) -> 
         "steps": state.global_step,
         "last training loss": last["loss"],
         "held-out loss, nats per token": last["eval_loss"],
-        "learning rate": f"{args.learning_rate}, {args.lr_scheduler_type}",
+        "learning rate": f"{args.learning_rate}, {args.lr_scheduler_type.value}",
         "seed": args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}",
     }

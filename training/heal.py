@@ -130,10 +130,10 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     }
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
-    teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
-    if teacher is None and arguments.attention_weight:
+    if arguments.teacher is None and arguments.attention_weight:
         raise ValueError("`--attention_weight` needs a `--teacher`.")
     data = data_of(load_texts(texts), texts, training, config, tokenizer)
+    teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
 
     set_seed(training.seed)
     model = PLTForCausalLM.from_pretrained(arguments.model, config=config)

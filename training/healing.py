@@ -41,9 +41,15 @@ class HealingAttention(PLTAttention):
     shared_kv_weight = 0.0
 
     def forward(
-        self, hidden_states: Tensor, layer_input: Tensor, shared_key: Any, shared_value: Any, loops: range, *args: Any,
+        self,
+        hidden_states: Tensor,
+        layer_input: Tensor,
+        shared_key: Any,
+        shared_value: Any,
+        loops: range,
+        *args: Any,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """As `PLTAttention.forward`."""
         key, value = shared_key, shared_value
         if self.training and loops.start > 0 and self.shared_kv_weight < 1:

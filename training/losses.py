@@ -40,6 +40,7 @@ def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
 
 
 def is_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a forward computes a loss to train on, to which something may be added."""
     return module.training and kwargs.get("labels") is not None
 
 

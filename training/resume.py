@@ -50,6 +50,11 @@ def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def entries_of_a_step(arguments: TrainingArguments) -> int:
+    """How many batch entries all processes read for one step of the optimizer."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+
 class KeepSettings(TrainerCallback):
     """Writes the settings of a run into each checkpoint, and the tokenizer, which sharded ones lack otherwise."""
 

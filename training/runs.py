@@ -13,6 +13,7 @@ from configuration_plt import PLTConfig
 
 from .packing import PackingCollator, pack
 from .progress import operations_per_token
+from .resume import entries_of_a_step
 from .texts import TextArguments
 
 TextPair = tuple[Dataset | IterableDataset, Dataset]
@@ -54,8 +55,12 @@ def fixed_settings(config: PLTConfig, texts: TextArguments, training: TrainingAr
     fields = config.to_diff_dict()
     for name in ("transformers_version", "dtype", "use_cache", "architectures"):
         fields.pop(name, None)
-    entries = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    return {"config": fields, **vars(texts), "entries of a step": entries, "seed": training.seed}
+    return {
+        "config": fields,
+        **vars(texts),
+        "entries of a step": entries_of_a_step(training),
+        "seed": training.seed,
+    }
 
 
 def held_out_loss(trainer: Trainer) -> float:

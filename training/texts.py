@@ -2,6 +2,7 @@
 """Texts to train on: documents of files, of the hub, or of Python's own library, some of them held out."""
 
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 KINDS = {".txt": "text", ".py": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+LEFT_OUT = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}  # folders of Python's source
 
 
 @dataclass
@@ -103,6 +105,11 @@ def files_of(path: Path) -> tuple[str, list[str]]:
 def standard_library() -> Dataset:
     """The modules of the running Python, each a document, without its tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-    paths = [path for path in sorted(root.rglob("*.py")) if not left_out & set(path.relative_to(root).parts[:-1])]
+    paths = python_files(root.rglob("*.py"), root)
     return Dataset.from_dict({"text": [path.read_text(encoding="utf-8", errors="replace") for path in paths]})
+
+
+def python_files(files: Iterable[Path], root: Path) -> list[Path]:
+    """Those below a folder that are in none that is left out, in order."""
+    inside = [file for file in files if file.is_file() and file.is_relative_to(root)]
+    return sorted(file for file in inside if not LEFT_OUT & set(file.relative_to(root).parts[:-1]))

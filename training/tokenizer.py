@@ -5,6 +5,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .saved import first_line
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer of a folder or of the hub.
@@ -15,8 +17,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"The tokenizer must be a hub id or a folder with one, got {name}: {reason}") from None
+        raise ValueError(
+            f"The tokenizer must be a hub id or a folder with one, got {name}: {first_line(error)}"
+        ) from None
 
 
 def train_tokenizer(texts: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:

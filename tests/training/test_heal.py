@@ -9,7 +9,7 @@ import torch
 from clean_process import run_in_clean_process
 from safetensors.torch import load_file
 from tiny import randomize, tiny_config, tiny_ids, tiny_model
-from training_texts import SIZES, byte_tokenizer, write_texts
+from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 
 from command_plt.main import main as plt
 from configuration_plt import PLTConfig
@@ -61,8 +61,7 @@ def flags(folder, output, *more) -> list[str]:
         "save_steps": 4,
         "eval_steps": 4,
     }
-    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+    return as_flags(values, *more)
 
 
 @pytest.fixture(scope="module")

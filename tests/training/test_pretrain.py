@@ -9,7 +9,7 @@ import torch
 from clean_process import run_in_clean_process
 from safetensors.torch import load_file
 from tiny import randomize
-from training_texts import SIZES, byte_tokenizer, write_texts
+from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 
 from training_plt import pretrain
 from training_plt.arguments import parse
@@ -55,8 +55,7 @@ def flags(folder, output, *more) -> list[str]:
         "save_steps": 3,
         "eval_steps": 3,
     }
-    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+    return as_flags(values, *more)
 
 
 @pytest.fixture(scope="module")

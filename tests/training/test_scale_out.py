@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import randomize
-from training_texts import SIZES, write_texts
+from training_texts import SIZES, as_flags, write_texts
 
 from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
@@ -43,8 +43,7 @@ def flags(folder, output, batch_size, *more) -> list[str]:
         "earlier_loops_weight": 0.3,
         "eval_strategy": "no",
     }
-    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*words, "--use_cpu", "--disable_tqdm", "true", *map(str, more)]
+    return as_flags(values, *more)
 
 
 # plain gradient descent at a rate of 1 moves the weights by their gradients

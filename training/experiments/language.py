@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..texts import python_files
 from .harness.definition import Experiment
 from .harness.examples import Examples
 from .harness.sizes import ABLATION, FIELDS
 
 START = 256  # the token before a document, after the 256 bytes
 HELD_OUT = 8  # one package in so many
-LEFT_OUT = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}  # folders
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,22 @@ class Language:
         return as_blocks(blocks[:: max(len(blocks) // self.num_tests, 1)][: self.num_tests])
 
     def describe(self) -> dict[str, Any]:
-        splits, packages = read_splits(self.bytes_of_package)
-        return asdict(self) | {
-            "packages": packages,
-            "bytes": {name: sum(map(len, documents)) for name, documents in splits.items()},
-            "sha256": {name: hashlib.sha256(b"\0".join(documents)).hexdigest() for name, documents in splits.items()},
-        }
+        return asdict(self) | facts_of(self.bytes_of_package)
 
 
 def as_blocks(input_ids: Tensor) -> Examples:
     return Examples(input_ids, input_ids, torch.zeros_like(input_ids))
+
+
+@cache  # every look for missing runs asks
+def facts_of(bytes_of_package: int) -> dict[str, Any]:
+    """What the text is made of, for JSON."""
+    splits, packages = read_splits(bytes_of_package)
+    return {
+        "packages": packages,
+        "bytes": {name: sum(map(len, documents)) for name, documents in splits.items()},
+        "sha256": {name: hashlib.sha256(b"\0".join(documents)).hexdigest() for name, documents in splits.items()},
+    }
 
 
 @cache
@@ -96,12 +102,6 @@ def read_packages() -> Iterator[tuple[str, str, str, list[Path]]]:
 def split_of(package: str) -> str:
     """One package in `HELD_OUT` is held out, by its name, whatever else is installed."""
     return "test" if hashlib.sha256(package.lower().encode()).digest()[0] % HELD_OUT == 0 else "train"
-
-
-def python_files(files: Iterable[Path], root: Path) -> list[Path]:
-    """Those that are in no folder that is left out."""
-    inside = [file for file in files if file.is_file() and file.is_relative_to(root)]
-    return sorted(file for file in inside if not LEFT_OUT & set(file.relative_to(root).parts[:-1]))
 
 
 def new_documents(files: Iterable[Path], seen: set[bytes]) -> Iterator[bytes]:

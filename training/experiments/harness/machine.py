@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run was made with."""
 
-import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from benchmarks_plt.setting import device_name
+from benchmarks_plt.setting import device_name, versions
 
 ROOT = Path(__file__).parents[3]
 CODE = ("configuration_plt", "modeling_plt", "benchmarks/rows.py", "training/experiments")
@@ -18,14 +16,7 @@ CODE = ("configuration_plt", "modeling_plt", "benchmarks/rows.py", "training/exp
 @cache  # the processor is asked in a process of its own
 def machine() -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "package": version("parallel-loop-transformer"),
-    }
+    return {"device": device_name(device), "threads": torch.get_num_threads(), **versions()}
 
 
 @cache  # as the process began: it goes on with the code that it has loaded
