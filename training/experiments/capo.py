@@ -18,7 +18,7 @@ class Capo:
     A sequence is a name's three tokens, then the attributes. There are more people than the weights can hold.
     """
 
-    num_people: int = 8000
+    num_people: int = 3000
     num_names: int = 32  # tokens, of which each name has three
     num_attributes: int = 4
     num_values: int = 16  # of each attribute
@@ -57,6 +57,7 @@ EXPERIMENT = Experiment(
     fields=FIELDS | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "sliding_window": 8},
     cells=ABLATION,
     learning_rates=(2e-3, 4e-3, 8e-3),
-    steps=10000,
+    steps=3000,
     batch_size=128,
+    tuning_steps=1000,
 )

@@ -31,7 +31,7 @@ HELD_OUT = 8  # one package in so many
 class Language:
     """Blocks of T bytes from Python files of the standard library and of installed packages."""
 
-    length: int = 256
+    length: int = 128
     bytes_of_package: int = 500_000  # at most, so that no package is most of the text
     num_tests: int = 1000  # blocks, spread evenly over the held-out text
     group: str = "all"
@@ -129,9 +129,10 @@ EXPERIMENT = Experiment(
     question="How well does each row predict Python source, byte by byte?",
     task=Language(),
     metric="bits",
-    fields=FIELDS | {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "sliding_window": 16},
+    fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 16},
     cells=ABLATION,
     learning_rates=(2e-3, 4e-3, 8e-3),
-    steps=3000,
+    steps=2000,
     batch_size=8,
+    tuning_steps=500,
 )
