@@ -26,7 +26,7 @@ from modeling_plt import PLTForCausalLM
 from .arguments import parse, refusing
 from .diagnostics import choose_loops, diagnose
 from .plot_diagnostics import plot_gates, plot_loops
-from .saved import load_config, load_tokenizer
+from .saved import load_config, load_tokenizer_of
 
 COLUMNS = ["loss", "refinement_gain", "effective_rank", "step_size", "update_cosine", "offset_cost"]
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse(__doc__, (DiagnoseArguments,), arguments)
     with refusing():
         config = load_config(args.model)
-        sequences = read_sequences(args, config, load_tokenizer(args.model, config))
+        sequences = read_sequences(args, config, load_tokenizer_of(args.model, config))
     model = PLTForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(args.device).eval()
     results = diagnose(model, tqdm(sequences, unit="sequence"))
 

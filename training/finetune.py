@@ -33,7 +33,7 @@ from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, entries_of_a_step, find_checkpoint, refuse_other_settings
 from .save_whole import save_whole
-from .saved import load_config, load_tokenizer
+from .saved import load_config, load_tokenizer_of
 
 LOAD_ADAPTER = """\
 import modeling_plt
@@ -56,7 +56,7 @@ def prepare(
     """
     checkpoint = find_checkpoint(args)
     config = load_config(base.model_name_or_path, base.model_revision)
-    tokenizer = load_tokenizer(base.model_name_or_path, config, base.model_revision)
+    tokenizer = load_tokenizer_of(base.model_name_or_path, config, base.model_revision)
     check_chat_format(tokenizer, args)
     chats = load_messages(chat_arguments.dataset, "train")
     eval_chats = load_messages(chat_arguments.eval_dataset, "test") if chat_arguments.eval_dataset else None

@@ -32,7 +32,7 @@ from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
 from .runs import data_of, facts_of, fixed_settings, held_out_loss
 from .save_whole import save_whole
-from .saved import load_config, load_tokenizer
+from .saved import load_config, load_to_train, load_tokenizer_of
 from .texts import TextArguments, load_texts
 from .trainer_arguments import PretrainingArguments
 
@@ -110,7 +110,7 @@ def load_teacher(name: str, config: PLTConfig, tokenizer: PreTrainedTokenizerBas
     theirs = teacher.config.vocab_size
     if theirs != config.vocab_size:
         raise ValueError(f"`--teacher` must have the model's vocabulary of {config.vocab_size}, got {theirs}.")
-    if load_tokenizer(name, teacher.config).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer_of(name, teacher.config).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"`--teacher` must have the model's tokenizer, got another one in {name}.")
     return teacher
 
@@ -124,7 +124,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     checkpoint = find_checkpoint(training)
     config = load_config(arguments.model)
     refuse_what_is_no_plt(config, arguments.model)
-    tokenizer = load_tokenizer(arguments.model, config)
+    tokenizer = load_tokenizer_of(arguments.model, config)
     settings = fixed_settings(config, texts, training) | {
         name: value for name, value in vars(arguments).items() if name != "prompt"
     }
@@ -136,7 +136,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
 
     set_seed(training.seed)
-    model = PLTForCausalLM.from_pretrained(arguments.model, config=config)
+    model = load_to_train(arguments.model, config)
     callbacks = [Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
     if arguments.shared_kv_ramp or arguments.shift_ramp:
         callbacks.append(Ramps(model, arguments))

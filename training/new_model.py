@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a new model, which its tokenizer completes."""
+"""Which model is trained: a saved one, or a new one, whose shape its tokenizer completes."""
 
 from dataclasses import dataclass, field
 
@@ -14,8 +14,15 @@ from .presets import PRESETS, read_fields
 
 @dataclass
 class ModelArguments:
-    """Which model is trained."""
+    """Which model is trained.
 
+    Raises:
+        ValueError: a saved model is given, and the shape of a new one too.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "a folder or hub id of this package, to go on with its weights"}
+    )
     config: str = field(
         default="tiny", metadata={"help": f"a JSON file of fields of PLTConfig, or one of {', '.join(PRESETS)}"}
     )
@@ -30,6 +37,16 @@ class ModelArguments:
     )
     muon: bool = field(default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for the rest"})
     prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
+
+    def __post_init__(self) -> None:
+        given = [
+            name
+            for name in ("config", "tokenizer", "bpe_size")
+            if getattr(self, name) != getattr(ModelArguments, name)
+        ]
+        given += ["set"] * bool(self.set)
+        if self.model is not None and given:
+            raise ValueError(f"`--model` brings its shape and its tokenizer with it, got `--{given[0]}` too.")
 
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PLTConfig:

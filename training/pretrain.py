@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train a looped model from scratch, on packed texts, with Trainer.
+r"""Train a looped model from scratch, or go on with a saved one, on packed texts, with Trainer.
 
     python -m training_plt.pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
     accelerate launch -m training_plt.pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
         --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 \
         --max_steps 10000 --output_dir runs/plt-1.2b
 
-The first takes minutes on a CPU. Arguments are those of `TrainingArguments`, with the optimizer of arXiv 2606.18023 as
-the default, and a few more; a YAML file of them may come first. Needs the extra `train`.
+The first takes minutes on a CPU. `--model FOLDER` goes on with the weights that are saved there. Arguments are those
+of `TrainingArguments`, with the optimizer of arXiv 2606.18023 as the default, and a few more; a YAML file of them may
+come first. Needs the extra `train`.
 """
 
 import shlex
@@ -19,6 +20,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
+from conversion_plt.card import license_of
 from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
@@ -30,6 +32,7 @@ from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
 from .runs import data_of, facts_of, fixed_settings, held_out_loss
 from .save_whole import save_whole
+from .saved import load_config, load_to_train, load_tokenizer_of
 from .texts import TextArguments, load_texts
 from .tokenizer import load_tokenizer, train_tokenizer
 from .trainer_arguments import PretrainingArguments
@@ -39,30 +42,30 @@ def settings_of(
     config: PLTConfig, model: ModelArguments, texts: TextArguments, training: TrainingArguments
 ) -> dict[str, Any]:
     """What a resumed run must not change."""
-    chosen = {name: getattr(model, name) for name in ("tokenizer", "bpe_size", "earlier_loops_weight", "muon")}
+    chosen = {
+        name: getattr(model, name) for name in ("model", "tokenizer", "bpe_size", "earlier_loops_weight", "muon")
+    }
     return fixed_settings(config, texts, training) | chosen
 
 
 def prepare(
     model_arguments: ModelArguments, text_arguments: TextArguments, training: TrainingArguments
 ) -> tuple[Trainer, Path | None]:
-    """A trainer of a new model, and the checkpoint that it resumes from; everything that can be refused is.
+    """A trainer of a new or a saved model, and the checkpoint that it resumes from; everything that can be refused is.
 
     Raises:
         ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
     """
     checkpoint = find_checkpoint(training)
     train, held_out = load_texts(text_arguments)
-    tokenizer = choose_tokenizer(model_arguments, train, checkpoint)
-    config = build_config(model_arguments, tokenizer)
+    config, tokenizer = choose_shape(model_arguments, train, checkpoint)
     settings = settings_of(config, model_arguments, text_arguments, training)
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
     data = data_of((train, held_out), text_arguments, training, config, tokenizer)
 
     set_seed(training.seed)
-    config._attn_implementation = model_arguments.attn_implementation
-    model = PLTForCausalLM(config)
+    model = first_weights(model_arguments, config)
     if model_arguments.earlier_loops_weight:
         if training.label_smoothing_factor:
             raise NotImplementedError("`--earlier_loops_weight` does not go with `--label_smoothing_factor`.")
@@ -77,6 +80,16 @@ def prepare(
     return trainer, checkpoint
 
 
+def choose_shape(
+    arguments: ModelArguments, texts: Dataset | IterableDataset, checkpoint: Path | None
+) -> tuple[PLTConfig, PreTrainedTokenizerBase]:
+    if arguments.model is not None:
+        config = load_config(arguments.model)
+        return config, load_tokenizer_of(arguments.model, config)
+    tokenizer = choose_tokenizer(arguments, texts, checkpoint)
+    return build_config(arguments, tokenizer), tokenizer
+
+
 def choose_tokenizer(
     arguments: ModelArguments, texts: Dataset | IterableDataset, checkpoint: Path | None
 ) -> PreTrainedTokenizerBase:
@@ -87,6 +100,14 @@ def choose_tokenizer(
     if isinstance(texts, IterableDataset):
         raise ValueError("`--streaming` needs a `--tokenizer`: one is trained on texts that are read in advance only.")
     return train_tokenizer(texts, arguments.bpe_size)
+
+
+def first_weights(arguments: ModelArguments, config: PLTConfig) -> PLTForCausalLM:
+    """Random ones or the saved ones."""
+    config._attn_implementation = arguments.attn_implementation
+    if arguments.model is None:
+        return PLTForCausalLM(config)
+    return load_to_train(arguments.model, config)
 
 
 def choose_optimizer(
@@ -104,7 +125,7 @@ def choose_optimizer(
     return MuonAndAdamW(model, training)
 
 
-def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
+def save(trainer: Trainer, command: str, model: ModelArguments, texts: TextArguments) -> None:
     """The model, its tokenizer, its code and its card in the folder of the run."""
     save_whole(trainer)
     if not trainer.is_world_process_zero():
@@ -112,7 +133,12 @@ def save(trainer: Trainer, command: str, texts: TextArguments) -> None:
     facts = facts_of(trainer, texts)
     if isinstance(trainer.optimizer, MuonAndAdamW):
         facts["optimizer"] = "Muon and AdamW"
-    write_card(Path(trainer.args.output_dir), "A Parallel Loop Transformer, pretrained", command, facts)
+    license_fields: dict[str, Any] = {}
+    if model.model is not None:
+        facts = {"made from": model.model} | facts
+        license_fields, _ = license_of(Path(model.model) / "README.md")
+    title = "A Parallel Loop Transformer, pretrained"
+    write_card(Path(trainer.args.output_dir), title, command, facts, **license_fields)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer, checkpoint = prepare(model, texts, training)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     loss = held_out_loss(trainer)
-    save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), texts)
+    save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
         print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config and the tokenizer of a saved PLT, checked before anything large is loaded."""
+"""A saved PLT: its config and its tokenizer, checked before anything large is loaded, and its weights."""
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-import modeling_plt  # noqa: F401, makes the Auto classes know PLT
 from configuration_plt import PLTConfig
+from modeling_plt import PLTForCausalLM
 
 
 def load_config(model: str, revision: str = "main") -> PLTConfig:
@@ -27,7 +28,7 @@ def load_config(model: str, revision: str = "main") -> PLTConfig:
     return config
 
 
-def load_tokenizer(model: str, config: PLTConfig, revision: str = "main") -> PreTrainedTokenizerBase:
+def load_tokenizer_of(model: str, config: PLTConfig, revision: str = "main") -> PreTrainedTokenizerBase:
     """The tokenizer of the same folder or hub id.
 
     Raises:
@@ -44,6 +45,11 @@ def load_tokenizer(model: str, config: PLTConfig, revision: str = "main") -> Pre
             f"{'none' if highest < 0 else f'ids up to {highest}'}: {model}."
         )
     return tokenizer
+
+
+def load_to_train(model: str, config: PLTConfig) -> PLTForCausalLM:
+    """The weights, in float32 whatever they are saved in: half precision would lose small steps."""
+    return PLTForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
 
 
 def first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import randomize
 from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 
+from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 from training_plt.arguments import parse
 from training_plt.new_model import ModelArguments
@@ -161,6 +163,27 @@ def test_a_constant_rate_that_decays_at_the_end(folder, tmp_path):
     assert rates[1:5] == [1e-2] * 4 and rates[0] < 1e-2 and rates[5] < 1e-2
 
 
+def go_on(folder, model, output, *more):
+    values = {"dataset": folder / "texts.jsonl", "output_dir": output, "model": model, "block_size": 32, "held_out": 4}
+    more = ("--max_steps", "2", "--per_device_train_batch_size", "4", "--save_strategy", "no", *more)
+    pretrain.main(as_flags(values, "--eval_on_start", "--learning_rate", "1e-2", *more))
+    return history(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_model_is_gone_on_with(folder, whole, tmp_path, dtype):
+    source = tmp_path / "source"
+    PLTForCausalLM.from_pretrained(whole, dtype=dtype).save_pretrained(source)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(whole / file, source)
+    losses = [entry["eval_loss"] for entry in go_on(folder, source, tmp_path / "more") if "eval_loss" in entry]
+    before = [entry["eval_loss"] for entry in history(whole) if "eval_loss" in entry][-1]
+    assert losses[0] == pytest.approx(before, rel=1e-6 if dtype is torch.float32 else 1e-2)
+    assert losses[-1] < losses[0]
+    assert load_file(tmp_path / "more" / "model.safetensors")["model.norm.weight"].dtype == torch.float32
+    assert f"| made from | {source} |" in (tmp_path / "more" / "README.md").read_text()
+
+
 @pytest.fixture
 def refusal(folder, tmp_path, capsys):
     """The line with which a run ends that cannot do what its flags ask for; nothing is written."""
@@ -204,6 +227,7 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
         (["--block_size", "2000"], "must hold at least one block of 2000 tokens"),
         (["--tokenizer", "./absent"], "The tokenizer must be a hub id or a folder with one, got ./absent"),
         (["--config", "large"], "must be a JSON file or one of tiny, "),
+        (["--model", "absent"], "`--model` brings its shape and its tokenizer with it, got `--config` too"),
         (["--streaming"], "`--streaming` needs a `--tokenizer`"),
         (["--remove_unused_columns", "true"], "`--remove_unused_columns` must be false"),
         (["--earlier_loops_weight", "1", "--label_smoothing_factor", "0.1"], "does not go with"),
