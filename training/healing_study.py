@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what healing brings: train sources, convert and heal them, next to what the same steps bring otherwise.
+
+    python -m training_plt.healing_study
+    python -m training_plt.healing_study --seeds 1 --runs runs/study --results results/healing
+
+A vanilla loop becomes a PLT that shall be as good as its source, and a plain decoder one that shall be better than the
+plain one with as much training. What has its result in `--results` is not repeated. About ten minutes a seed on a CPU.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from conversion_plt.convert import Request, convert
+from conversion_plt.to_plt import PLTStart
+
+from . import heal, pretrain
+from .experiments.harness.machine import commit, machine
+from .plot_healing import write_report
+
+STEPS = 2000  # that a source is trained for
+SIZE = ["hidden_size=64", "intermediate_size=192", "num_hidden_layers=2"]
+LOOP = ["loop_shift=False", "loop_attention=own", "embedding_scale=0.0", "hidden_scale=1.0"]
+SHARED = "--block_size 128 --held_out 12 --per_device_train_batch_size 8 --save_strategy no --eval_on_start"
+RATE, LATER_RATE = 4e-3, 1e-3  # of sources, and of what goes on with them
+EVALUATIONS = 2  # after the first; each takes seconds
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of `pretrain` or `heal`.
+
+    Attributes:
+        name: of its folder and its result.
+        steps: that it trains for.
+        fields: of PLTConfig, for a new model.
+        source: the name of the training that it goes on with.
+        heals: whether the source is converted and healed, or trained on as it is.
+        is_taught: whether the source is the teacher too.
+    """
+
+    name: str
+    steps: int
+    fields: list[str] = field(default_factory=list, hash=False)
+    source: str | None = None
+    heals: bool = False
+    is_taught: bool = False
+
+    def command(self, runs: Path, seed: int) -> list[str]:
+        """The module's name and its arguments."""
+        rate = RATE if self.source is None else LATER_RATE
+        options = ["--max_steps", self.steps, "--learning_rate", rate, "--seed", seed, "--eval_steps"]
+        options += [
+            self.steps // EVALUATIONS,
+            "--output_dir",
+            runs / f"{self.name}-{seed}",
+            *SHARED.split(),
+            "--disable_tqdm",
+            "true",
+        ]
+        if self.source is None:
+            options += ["--set", *SIZE, *self.fields]
+        elif self.heals:
+            options += ["--model", runs / f"{self.source}-converted-{seed}"]
+        else:
+            options += ["--model", runs / f"{self.source}-{seed}"]
+        if self.is_taught:
+            options += ["--teacher", runs / f"{self.source}-{seed}"]
+        return ["heal" if self.heals else "pretrain", *map(str, options)]
+
+
+TENTH, HALF = STEPS // 10, STEPS // 2
+TRAININGS = (
+    Training("loop", STEPS, fields=LOOP),
+    Training("loop-more", TENTH, source="loop"),
+    Training("loop-healed", TENTH, source="loop", heals=True, is_taught=True),
+    Training("loop-healed-by-text", TENTH, source="loop", heals=True),
+    Training("plt-tenth", TENTH),
+    Training("plt", STEPS),
+    Training("plain", STEPS, fields=["num_loops=1"]),
+    Training("plain-healed", HALF, source="plain", heals=True),
+    Training("plain-more", HALF, source="plain"),
+    Training("plain-more-twice", 2 * HALF, source="plain"),
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--runs", type=Path, default=Path("runs/healing"), help="default: runs/healing")
+    parser.add_argument("--results", type=Path, default=Path("results/healing"), help="default: results/healing")
+    parser.add_argument(
+        "--plots-only", action="store_true", help="write the table and the plot of the results there are"
+    )
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for folder in (args.runs, args.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not args.plots_only:
+        for seed in args.seeds:
+            for training in TRAININGS:
+                if not result_file(args.results, training, seed).exists():
+                    make(training, seed, args.runs, args.results)
+                    write_report(args.results, TRAININGS)
+    write_report(args.results, TRAININGS)
+
+
+def result_file(results: Path, training: Training, seed: int) -> Path:
+    return results / f"{training.name}_seed-{seed}.json"
+
+
+def make(training: Training, seed: int, runs: Path, results: Path) -> None:
+    """Train, after what it needs has been trained, and keep the held-out losses."""
+    if training.source is not None:
+        source = next(other for other in TRAININGS if other.name == training.source)
+        if not (runs / f"{source.name}-{seed}" / "model.safetensors").exists():
+            make(source, seed, runs, results)
+    if training.heals:
+        converted = runs / f"{training.source}-converted-{seed}"
+        if not converted.exists():
+            source_folder = str(runs / f"{training.source}-{seed}")
+            convert(
+                Request(
+                    source_folder, converted, f"plt convert {source_folder} {converted} --to-plt", start=PLTStart()
+                )
+            )
+    module, *options = training.command(runs, seed)
+    folder, started = runs / f"{training.name}-{seed}", time.perf_counter()
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    with (runs / f"{training.name}-{seed}.log").open("w") as log, contextlib.redirect_stdout(log):
+        {"heal": heal, "pretrain": pretrain}[module].main(options)
+    result = {
+        "name": training.name,
+        "seed": seed,
+        "command": " ".join(["python -m", f"training_plt.{module}", *options]),
+        "losses": held_out_losses(folder),
+        "seconds": round(time.perf_counter() - started, 1),
+        "commit": commit(),
+        "machine": machine(),
+    }
+    part = result_file(results, training, seed).with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.rename(result_file(results, training, seed))
+    print(f"{training.name}, seed {seed}: {result['losses'][-1][1]:.4f}, {result['seconds']:.0f} s", flush=True)
+
+
+def held_out_losses(folder: Path) -> list[tuple[int, float]]:
+    """Steps and losses in nats per token, from the state that a run has saved."""
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+
+
+if __name__ == "__main__":
+    main()
