@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-from conversion_plt.card import license_of
+from conversion_plt.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
@@ -156,16 +156,16 @@ def save(trainer: SFTTrainer, command: str, chats: ChatArguments, base: BaseArgu
     if not trainer.is_world_process_zero():
         return
     folder, facts = Path(trainer.args.output_dir), facts_of(trainer, chats, base)
-    license_fields, _ = license_of(Path(base.model_name_or_path) / "README.md")
+    origin, _ = origin_of(Path(base.model_name_or_path) / "README.md")
     title = "A Parallel Loop Transformer, fine-tuned"
     if not base.use_peft:
-        write_card(folder, title, command, facts, **license_fields)
+        write_card(folder, title, command, facts, **origin)
         return
     adapter = {"loading": LOAD_ADAPTER, "library_name": "peft"}
-    write_card(folder, f"{title}: adapter", command, facts, **adapter, **license_fields)
+    write_card(folder, f"{title}: adapter", command, facts, **adapter, **origin)
     if chats.merge:
         save_merged(trainer, base, folder / "merged")
-        write_card(folder / "merged", title, command, facts, **license_fields)
+        write_card(folder / "merged", title, command, facts, **origin)
 
 
 def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments, command: str) -> SFTTrainer:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from configuration_plt import PLTConfig
-from conversion_plt.card import license_of
+from conversion_plt.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
@@ -156,9 +156,9 @@ def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextAr
         "teacher": arguments.teacher or "none",
         "held-out loss before healing": f"{first_loss:.4f}",
     } | facts_of(trainer, texts)
-    license_fields, _ = license_of(Path(arguments.model) / "README.md")
+    origin, _ = origin_of(Path(arguments.model) / "README.md")
     title = "A Parallel Loop Transformer, healed"
-    write_card(Path(trainer.args.output_dir), title, command, facts, **license_fields)
+    write_card(Path(trainer.args.output_dir), title, command, facts, **origin)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,72 +22,8 @@ from conversion_plt.to_plt import PLTStart
 
 from . import heal, pretrain
 from .experiments.harness.machine import commit, machine
+from .healing_trainings import TRAININGS, Training
 from .plot_healing import write_report
-
-STEPS = 2000  # that a source is trained for
-SIZE = ["hidden_size=64", "intermediate_size=192", "num_hidden_layers=2"]
-LOOP = ["loop_shift=False", "loop_attention=own", "embedding_scale=0.0", "hidden_scale=1.0"]
-SHARED = "--block_size 128 --held_out 12 --per_device_train_batch_size 8 --save_strategy no --eval_on_start"
-RATE, LATER_RATE = 4e-3, 1e-3  # of sources, and of what goes on with them
-EVALUATIONS = 2  # after the first; each takes seconds
-
-
-@dataclass(frozen=True)
-class Training:
-    """A run of `pretrain` or `heal`.
-
-    Attributes:
-        name: of its folder and its result.
-        steps: that it trains for.
-        fields: of PLTConfig, for a new model.
-        source: the name of the training that it goes on with.
-        heals: whether the source is converted and healed, or trained on as it is.
-        is_taught: whether the source is the teacher too.
-    """
-
-    name: str
-    steps: int
-    fields: list[str] = field(default_factory=list, hash=False)
-    source: str | None = None
-    heals: bool = False
-    is_taught: bool = False
-
-    def command(self, runs: Path, seed: int) -> list[str]:
-        """The module's name and its arguments."""
-        rate = RATE if self.source is None else LATER_RATE
-        options = ["--max_steps", self.steps, "--learning_rate", rate, "--seed", seed, "--eval_steps"]
-        options += [
-            self.steps // EVALUATIONS,
-            "--output_dir",
-            runs / f"{self.name}-{seed}",
-            *SHARED.split(),
-            "--disable_tqdm",
-            "true",
-        ]
-        if self.source is None:
-            options += ["--set", *SIZE, *self.fields]
-        elif self.heals:
-            options += ["--model", runs / f"{self.source}-converted-{seed}"]
-        else:
-            options += ["--model", runs / f"{self.source}-{seed}"]
-        if self.is_taught:
-            options += ["--teacher", runs / f"{self.source}-{seed}"]
-        return ["heal" if self.heals else "pretrain", *map(str, options)]
-
-
-TENTH, HALF = STEPS // 10, STEPS // 2
-TRAININGS = (
-    Training("loop", STEPS, fields=LOOP),
-    Training("loop-more", TENTH, source="loop"),
-    Training("loop-healed", TENTH, source="loop", heals=True, is_taught=True),
-    Training("loop-healed-by-text", TENTH, source="loop", heals=True),
-    Training("plt-tenth", TENTH),
-    Training("plt", STEPS),
-    Training("plain", STEPS, fields=["num_loops=1"]),
-    Training("plain-healed", HALF, source="plain", heals=True),
-    Training("plain-more", HALF, source="plain"),
-    Training("plain-more-twice", 2 * HALF, source="plain"),
-)
 
 
 def main(arguments: list[str] | None = None) -> None:

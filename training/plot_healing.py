@@ -4,7 +4,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
@@ -12,11 +11,10 @@ from matplotlib.figure import Figure
 
 from benchmarks_plt.report import markdown
 
-if TYPE_CHECKING:
-    from .healing_study import Training
+from .healing_trainings import Training
 
 
-def write_report(results: Path, trainings: Sequence["Training"]) -> None:
+def write_report(results: Path, trainings: Sequence[Training]) -> None:
     """`table.md` and `plot.png` next to the results; nothing while there are none."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*_seed-*.json"))]
     if not found:
@@ -34,7 +32,7 @@ def write_report(results: Path, trainings: Sequence["Training"]) -> None:
     plot(points).savefig(results / "plot.png", dpi=100)
 
 
-def report(points: pd.DataFrame, trainings: Sequence["Training"], commits: set[str]) -> str:
+def report(points: pd.DataFrame, trainings: Sequence[Training], commits: set[str]) -> str:
     runs = points.groupby(["training", "seed"])["loss"].agg(["first", "last"])
     table = runs["last"].groupby("training").agg(["mean", "min", "max", "count"])
     table.insert(0, "before", runs["first"].groupby("training").mean())

@@ -20,7 +20,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
-from conversion_plt.card import license_of
+from conversion_plt.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
@@ -133,12 +133,12 @@ def save(trainer: Trainer, command: str, model: ModelArguments, texts: TextArgum
     facts = facts_of(trainer, texts)
     if isinstance(trainer.optimizer, MuonAndAdamW):
         facts["optimizer"] = "Muon and AdamW"
-    license_fields: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
     if model.model is not None:
         facts = {"made from": model.model} | facts
-        license_fields, _ = license_of(Path(model.model) / "README.md")
+        origin, _ = origin_of(Path(model.model) / "README.md")
     title = "A Parallel Loop Transformer, pretrained"
-    write_card(Path(trainer.args.output_dir), title, command, facts, **license_fields)
+    write_card(Path(trainer.args.output_dir), title, command, facts, **origin)
 
 
 def main(arguments: list[str] | None = None) -> None:
