@@ -10,7 +10,7 @@ from .messages import one_line
 from .plan import Plan
 
 TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]
-LICENSE = ("license", "license_name", "license_link")
+ORIGIN = ("base_model", "license", "license_name", "license_link")  # fields that go from card to card
 HUB = "https://huggingface.co"
 
 LOAD_MODEL = """\
@@ -41,11 +41,11 @@ Made from {source} (`{model_type}`) by
 
 
 def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, command: str, checks: list[str]) -> None:
-    """Write `README.md`; the license is named as the source's card names it."""
+    """Write `README.md`; origin and license are those that the source's card names."""
     is_local = Path(source).is_dir()
-    license_fields, unread = license_of(source_folder / "README.md")
-    base = None if is_local else source
-    data = ModelCardData(library_name="transformers", tags=TAGS, base_model=base, **license_fields)
+    origin, unread = origin_of(source_folder / "README.md")
+    base = {} if is_local else {"base_model": source}
+    data = ModelCardData(library_name="transformers", tags=TAGS, **origin | base)
     text = TEXT.format(
         title=plan.source.title,
         source=f"the folder `{source_folder.resolve().name}`" if is_local else f"[{source}]({HUB}/{source})",
@@ -70,12 +70,12 @@ def describe(plan: Plan) -> str:
     )
 
 
-def license_of(card: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a card's front matter says about the license, and a sentence if it cannot be read."""
+def origin_of(card: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a card's front matter says of origin and license, and a sentence if it cannot be read."""
     if not card.is_file():
         return {}, []
     try:
         data = metadata_load(card) or {}
     except Exception as error:  # a damaged card is no reason to throw the weights away
         return {}, [f"The license is not named here, as the source's README.md cannot be read: {one_line(error)}"]
-    return {name: data[name] for name in LICENSE if name in data}, []
+    return {name: data[name] for name in ORIGIN if name in data}, []

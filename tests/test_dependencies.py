@@ -20,7 +20,7 @@ FOLDERS = {name: name for name in PACKAGES} | dict(
 EXTRAS = {  # that the folder's users are told to install; the other folders have the core alone
     "benchmarks": ["bench"],
     "conversion": ["convert"],
-    "examples": ["train", "eval"],
+    "examples": ["train", "eval", "smollm2"],
     "tests": list(SETUP["options.extras_require"]),
     "training": ["train"],
 }
