@@ -23,7 +23,7 @@ from .packing import NO_LABEL
 class DistillationArguments:
     """How a run learns from a teacher, if it has one."""
 
-    kl_weight: float = field(default=1.0, metadata={"help": "of the divergence from the teacher's distribution"})
+    kl_weight: float = field(default=4.0, metadata={"help": "of the divergence from the teacher's distribution"})
     kl_temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
     attention_weight: float = field(
         default=0.0, metadata={"help": "of the distance of attention outputs, for a teacher of equal layers and loops"}

@@ -20,7 +20,7 @@ import torch
 import transformers
 import trl
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from conversion_plt.card import origin_of
@@ -63,6 +63,7 @@ def prepare(
     settings = settings_of(chat_arguments, args, base)
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
+    set_seed(args.seed)  # of the adapter, which is made before Trainer sets it
     trainer = SFTTrainer(
         load_model(base, quantized=True),
         args,

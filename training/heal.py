@@ -65,6 +65,7 @@ class HealingArguments(PretrainingArguments):
     """`PretrainingArguments` for weights that are trained already."""
 
     learning_rate: float = 1e-4  # a quarter of what such a size is pretrained with
+    eval_on_start: bool = True  # FSDP2 cannot evaluate before it has prepared a training
 
 
 class HealingTrainer(Trainer):
@@ -146,7 +147,13 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     return trainer, checkpoint
 
 
-def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextArguments, first_loss: float) -> None:
+def loss_before(trainer: Trainer) -> str:
+    """The held-out loss at step 0, of this run or of the one that it resumes."""
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"] == 0]
+    return f"{losses[0]:.4f}" if losses else "not measured"
+
+
+def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextArguments) -> None:
     """The model, its tokenizer, its code and its card in the folder of the run."""
     save_whole(trainer)
     if not trainer.is_world_process_zero():
@@ -154,7 +161,7 @@ def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextAr
     facts = {
         "made from": arguments.model,
         "teacher": arguments.teacher or "none",
-        "held-out loss before healing": f"{first_loss:.4f}",
+        "held-out loss before healing": loss_before(trainer),
     } | facts_of(trainer, texts)
     origin, _ = origin_of(Path(arguments.model) / "README.md")
     title = "A Parallel Loop Transformer, healed"
@@ -166,12 +173,11 @@ def main(arguments: list[str] | None = None) -> None:
     with refusing():
         heal, texts, training = parse(__doc__, (HealArguments, TextArguments, HealingArguments), given)
         trainer, checkpoint = prepare(heal, texts, training)
-    first_loss = trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     last_loss = held_out_loss(trainer)
-    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts, first_loss)
+    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {first_loss:.4f} before, {last_loss:.4f} after, saved in {training.output_dir}")
+        print(f"held-out loss {loss_before(trainer)} before, {last_loss:.4f} after, saved in {training.output_dir}")
 
 
 if __name__ == "__main__":

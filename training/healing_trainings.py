@@ -22,7 +22,7 @@ class Training:
         fields: of PLTConfig, for a new model.
         source: the name of the training that it goes on with.
         heals: whether the source is converted and healed, or trained on as it is.
-        is_taught: whether the source is the teacher too.
+        teacher_weight: of the source's distribution, where it is the teacher too.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Training:
     fields: list[str] = field(default_factory=list, hash=False)
     source: str | None = None
     heals: bool = False
-    is_taught: bool = False
+    teacher_weight: float | None = None
 
     def command(self, runs: Path, seed: int) -> list[str]:
         """The module's name and its arguments."""
@@ -50,8 +50,8 @@ class Training:
             options += ["--model", runs / f"{self.source}-converted-{seed}"]
         else:
             options += ["--model", runs / f"{self.source}-{seed}"]
-        if self.is_taught:
-            options += ["--teacher", runs / f"{self.source}-{seed}"]
+        if self.teacher_weight is not None:
+            options += ["--teacher", runs / f"{self.source}-{seed}", "--kl_weight", self.teacher_weight]
         return ["heal" if self.heals else "pretrain", *map(str, options)]
 
 
@@ -59,7 +59,8 @@ TENTH, HALF = STEPS // 10, STEPS // 2
 TRAININGS = (
     Training("loop", STEPS, fields=LOOP),
     Training("loop-more", TENTH, source="loop"),
-    Training("loop-healed", TENTH, source="loop", heals=True, is_taught=True),
+    Training("loop-healed", TENTH, source="loop", heals=True, teacher_weight=4.0),
+    Training("loop-healed-weight-1", TENTH, source="loop", heals=True, teacher_weight=1.0),
     Training("loop-healed-by-text", TENTH, source="loop", heals=True),
     Training("plt-tenth", TENTH),
     Training("plt", STEPS),

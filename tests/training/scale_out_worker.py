@@ -1,8 +1,9 @@
-"""One of several processes that pretrain, run after run: `torchrun ... scale_out_worker.py FILE`.
+"""One of several processes that train, run after run: `torchrun ... scale_out_worker.py FILE`.
 
-The file holds a list of the flags of each run.
+The file holds, for each run, the name of a module of `training_plt` and its flags.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     Trainer.create_accelerator_and_postprocess = create_as_on_gpus
     pretrain.prepare = prepare_random_weights
-    for flags in json.loads(Path(sys.argv[1]).read_text()):
+    for module, flags in json.loads(Path(sys.argv[1]).read_text()):
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_USE_FSDP", None)
-        pretrain.main(flags)
+        importlib.import_module(f"training_plt.{module}").main(flags)

@@ -76,31 +76,48 @@ def test_every_number_of_hops_and_every_octave_is_asked():
     assert set(test.groups[test.labels != NO_ANSWER].tolist()) == {1, 2, 4, 8, 16}
 
 
-def test_answers_of_mano_are_the_values_of_its_expressions():
+def infix(words: list[str]) -> str:
+    """A prefix expression with its operators between their sides."""
+    stack = []  # from right to left, as prefix notation is read without a tree
+    for word in reversed(words):
+        stack.append(f"({stack.pop()} {word} {stack.pop()})" if word in "+-*" else word)
+    (whole,) = stack
+    return whole
+
+
+def is_expression(words: list[str]) -> bool:
+    """Whether one more operand than operators comes up at the end, and not earlier."""
+    wanted = [1]
+    for word in words:
+        wanted.append(wanted[-1] + (1 if word in "+-*" else -1))
+    return wanted[-1] == 0 and 0 not in wanted[:-1]
+
+
+def test_answers_of_mano_are_the_values_of_the_longest_parts_that_end_there():
     task = Mano(num_tests=300, modulus=11, max_operations=5)
-    names = [*map(str, range(11)), "+", "-", "*", "<bos>", "<ans>", *(f"<len_{number}>" for number in range(1, 6))]
+    names = [*map(str, range(11)), "+", "-", "*", "<bos>"]
     assert len(names) == task.vocab_size
     for examples in (task.test(), task.train(300, seed=1)):
         for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
             words = [names[token] for token in ids]
-            end = words.index("<ans>")
-            assert words[0] == "<bos>" and words[1] == f"<len_{groups[0]}>"
-            stack = []  # from right to left, as prefix notation is read without a tree
-            for word in reversed(words[2:end]):
-                if word in "+-*":
-                    word = f"({stack.pop()} {word} {stack.pop()})"
-                stack.append(word)
-            (infix,) = stack
-            assert sum(infix.count(sign) for sign in "+-*") == groups[0]
-            assert labels[end + 1] == ids[end + 1] == eval(infix) % 11
-            assert sum(label != NO_ANSWER for label in labels) == 1
-            assert set(ids[end + 2 :]) <= {0}
+            assert words[0] == "<bos>"
+            length = next(end for end in range(2, len(words)) if is_expression(words[1:end])) - 1
+            for end in range(1, length + 1):
+                parts = [words[start : end + 1] for start in range(1, end) if is_expression(words[start : end + 1])]
+                if parts:
+                    longest = infix(max(parts, key=len))
+                    assert labels[end + 1] == eval(longest) % 11
+                    assert groups[end + 1] == sum(longest.count(sign) for sign in "+-*")
+                else:
+                    assert labels[end + 1] == NO_ANSWER
+            assert labels[length + 1] != NO_ANSWER and set(labels[length + 2 :]) <= {NO_ANSWER}
+            assert set(ids[length + 1 :]) == {0}
 
 
 def test_the_test_of_mano_has_two_operations_or_more():
-    groups = TASKS["mano"].test().groups
-    assert groups.min() == 2 and groups.max() == TASKS["mano"].max_operations
-    assert TASKS["mano"].train(500, seed=1).groups.min() == 1
+    most = TASKS["mano"].test().groups.max(dim=1).values
+    assert most.min() == 2 and most.max() == TASKS["mano"].max_operations
+    assert TASKS["mano"].train(500, seed=1).groups.max(dim=1).values.min() == 1
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,14 +1,10 @@
 """Two processes train as one, with copies of the weights and with shards (FSDP2), and resume."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from scale_out import KINDS, ONE_STEP, run_in_two_processes, sharding, weights
 from tiny import randomize
 from training_texts import SIZES, as_flags, write_texts
 
@@ -16,17 +12,6 @@ from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 
 pytestmark = pytest.mark.slow
-WORKER = Path(__file__).with_name("scale_out_worker.py")
-
-KINDS = {
-    "copies": {},
-    "sharded": {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
-    "full": {"version": 2, "reshard_after_forward": False, "state_dict_type": "FULL_STATE_DICT"},
-}
-
-
-def sharding(kind) -> list[str]:
-    return ["--fsdp", "--fsdp_config", json.dumps(KINDS[kind])] if KINDS[kind] else []
 
 
 def flags(folder, output, batch_size, *more) -> list[str]:
@@ -46,14 +31,7 @@ def flags(folder, output, batch_size, *more) -> list[str]:
     return as_flags(values, *more)
 
 
-# plain gradient descent at a rate of 1 moves the weights by their gradients
-ONE_STEP = ["--max_steps", 1, "--optim", "sgd", "--learning_rate", 1, "--warmup_steps", 0, "--weight_decay", 0]
-ONE_STEP += ["--max_grad_norm", 0, "--save_strategy", "no"]
 TWO_STEPS = ["--max_steps", 2, "--save_steps", 1, "--learning_rate", 0.01, "--warmup_steps", 0]
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +47,7 @@ def folder(tmp_path_factory):
         checkpoint = folder / f"{kind}-whole/checkpoint-1"
         resuming = ["--resume_from_checkpoint", checkpoint, *sharding(kind)]
         runs.append(flags(folder, f"{kind}-resumed", 2, *TWO_STEPS, *resuming))
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder / "runs.json"]
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
+    run_in_two_processes(folder, [["pretrain", run] for run in runs])
     return folder
 
 
