@@ -50,6 +50,7 @@ demo: $(READY)
 # what each mechanism buys: hours, for what has no result yet; start it twice, for two cores
 results: $(READY)
 	for name in $(EXPERIMENTS); do $(BIN)/python -m training_plt.experiment $$name || exit; done
+	$(BIN)/python -m training_plt.healing_study
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
