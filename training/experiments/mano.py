@@ -96,11 +96,12 @@ def ends(expression: list[int], modulus: int) -> dict[int, tuple[int, int]]:
 EXPERIMENT = Experiment(
     name="mano",
     question="How many operations of modular arithmetic does each row learn to evaluate?",
-    task=Mano(),
+    task=Mano(num_tests=4096, modulus=5, max_operations=3),
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 8},
     cells=ABLATION,
     learning_rates=(2e-3, 4e-3),
-    steps=3000,
+    steps=5000,
     batch_size=64,
+    tuning_steps=1500,
 )
