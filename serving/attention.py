@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of a PLT on vLLM's paged KV: shared KV, own window, and the gate between them (paper section 3.2).
+
+T tokens in the step, R loops in the pass, L loops, H query heads, Hkv KV heads, G = H / Hkv, Dh head_dim, D hidden.
+"""
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.utils import set_weight_attrs
+
+from .configs import ServedConfig
+
+
+class Gate(nn.Module):
+    """Weight of the shared-KV attention in (0, 1), for each head and token; never quantized."""
+
+    def __init__(self, config: ServedConfig, num_heads: int):
+        super().__init__()
+        self.reads_query = config.gate_input == "query"
+        input_size = config.head_dim if self.reads_query else config.hidden_size
+        self.weight = nn.Parameter(torch.zeros(num_heads, input_size), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_heads), requires_grad=False)
+        for parameter in (self.weight, self.bias):
+            set_weight_attrs(parameter, {"weight_loader": load_own_heads})
+        if not self.reads_query:
+            self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, layer_input: Tensor, query: Tensor) -> Tensor:
+        """Un-normed layer input `[R * T, D]`, rotated query `[R * T, H, Dh]` -> gate `[R * T, H, 1]` in float32."""
+        if self.reads_query:
+            logits = (query * self.weight).sum(dim=-1) + self.bias
+        else:
+            logits = nn.functional.linear(self.gate_norm(layer_input), self.weight, self.bias)
+        return logits.float().sigmoid().unsqueeze(-1)
+
+
+def load_own_heads(parameter: nn.Parameter, loaded: Tensor) -> None:
+    """The heads of this process, of a tensor `[all heads, ...]`."""
+    own = parameter.shape[0]
+    parameter.data.copy_(loaded.narrow(0, get_tensor_model_parallel_rank() * own, own))
+
+
+class PLTAttention(nn.Module):
+    """Attention of one decoder layer; every loop calls it with the same weights."""
+
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        processes = get_tensor_model_parallel_world_size()
+        self.num_heads = config.num_attention_heads // processes
+        self.num_kv_heads = max(1, config.num_key_value_heads // processes)
+        self.head_dim = config.head_dim
+        quant_config = vllm_config.quant_config
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            config.head_dim,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            bias=config.attention_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=bool(config.attention_output_bias),
+            quant_config=quant_config,
+            prefix=f"{prefix}.o_proj",
+        )
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.rotary_emb = get_rope(config.head_dim, config.max_position_embeddings, True, config.rope_parameters)
+        self.plt_gate = Gate(config, self.num_heads) if config.has_gate else None
+
+        def attend(name: str, loops: int = 1, window: int | None = None, shares: str | None = None) -> Attention:
+            """vLLM's attention of some loops that see the same keys; it has KV memory unless it shares another's."""
+            return Attention(
+                loops * self.num_heads,
+                self.head_dim,
+                self.head_dim**-0.5,
+                num_kv_heads=self.num_kv_heads,
+                cache_config=vllm_config.cache_config,
+                quant_config=quant_config,
+                per_layer_sliding_window=window,
+                kv_sharing_target_layer_name=shares,
+                prefix=f"{prefix}.{name}",
+            )
+
+        self.attn = attend("attn")
+        later = range(1, config.num_loops)
+        self.shared_attn = self.all_shared_attn = self.own_attn = None
+        if later and config.own_window is not None:
+            # later loops see loop 0's keys: one after another, or all at once as further heads of each KV head
+            self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
+            self.all_shared_attn = attend("all_shared_attn", loops=len(later), shares=f"{prefix}.attn")
+        if later and config.own_window != 0:
+            # and a window of their own, or, in a vanilla loop, all of their own
+            self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=config.own_window) for loop in later)
+
+    def forward(self, hidden_states: Tensor, layer_input: Tensor, positions: Tensor, loops: range) -> Tensor:
+        """Attend in one pass: normed and un-normed layer input `[R * T, D]`, positions `[R * T]` -> `[R * T, D]`.
+
+        The rows of a loop are together. R is 1, or L where every request has one token.
+        """
+        query, key, value = self.project(hidden_states, positions)
+        num_tokens = query.shape[0] // len(loops)
+        outputs = []
+        if loops.start == 0:
+            outputs.append(self.attn(query[:num_tokens], key[:num_tokens], value[:num_tokens]))
+        first = max(loops.start, 1)
+        if first < loops.stop:
+            rows = slice((first - loops.start) * num_tokens, None)
+            later = (query[rows], key[rows], value[rows])
+            outputs.append(self.attend_later(*later, layer_input[rows], range(first, loops.stop)))
+        return self.o_proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])[0]
+
+    def project(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query `[rows, H * Dh]`, rotated key and value `[rows, Hkv * Dh]`."""
+        query_size, key_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        states, _ = self.qkv_proj(hidden_states)
+        # the kernels of the rotation want rows that follow each other
+        query, key, value = (part.contiguous() for part in states.split([query_size, key_size, key_size], dim=-1))
+        if self.q_norm is not None:
+            query = self.q_norm(query.view(-1, self.head_dim)).view_as(query)
+            key = self.k_norm(key.view(-1, self.head_dim)).view_as(key)
+        return *self.rotary_emb(positions, query, key), value
+
+    def attend_later(self, query: Tensor, key: Tensor, value: Tensor, layer_input: Tensor, loops: range) -> Tensor:
+        """Some later loops, `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
+        shared = None if self.shared_attn is None else self.attend_shared(query, len(loops))
+        if self.own_attn is None:
+            return shared
+        parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
+        own = torch.cat([self.own_attn[loop - 1](*part) for loop, *part in parts])
+        if self.plt_gate is None:
+            return own
+        heads = (-1, self.num_heads, self.head_dim)
+        gate = self.plt_gate(layer_input, query.view(heads))
+        mixed = gate.to(own.dtype) * shared.view(heads) + (1 - gate).to(own.dtype) * own.view(heads)
+        return mixed.flatten(1)
+
+    def attend_shared(self, query: Tensor, num_loops: int) -> Tensor:
+        """Later loops on loop 0's keys, which are read once: `[R * T, H * Dh]` -> the same."""
+        if num_loops == 1:
+            return self.shared_attn(query, None, None)
+        by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
+        output = self.all_shared_attn(by_loop.permute(1, 2, 0, 3, 4).flatten(1), None, None)
+        output = output.view(-1, self.num_kv_heads, num_loops, *by_loop.shape[3:])
+        return output.permute(2, 0, 1, 3, 4).flatten(2).flatten(0, 1)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The carry: the states of earlier loops at each request's last token, kept from step to step (paper section 3.1).
+
+T tokens of all requests in a step, n requests, L loops, N layers, D hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+
+from .configs import ServedConfig
+
+
+def slice_size(config: ServedConfig) -> int:
+    """Elements of the carry in each slice: `(L - 1) * D` over N slices, the last one filled up."""
+    return (config.num_loops - 1) * -(-config.hidden_size // config.num_hidden_layers)
+
+
+class CarrySlice(nn.Module, MambaBase):
+    """A part of every request's carry, in pages of vLLM's KV memory.
+
+    vLLM gives states to layers, and groups layers of a kind in groups of equal size: so there are as many slices as
+    layers. A shift by one token is a short convolution of width 2 to it, which decides when pages are copied and freed.
+    """
+
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        self.size, self.dtype, self.prefix = slice_size(config), vllm_config.model_config.dtype, prefix
+        self.kv_cache = (torch.tensor([]),)
+        layers = vllm_config.compilation_config.static_forward_context
+        if prefix in layers:
+            raise ValueError(f"Duplicate layer name: {prefix}")
+        layers[prefix] = self
+
+    def get_state_shape(self) -> tuple[tuple[int, int], ...]:
+        return ((1, self.size),)
+
+    def get_state_dtype(self) -> tuple[torch.dtype, ...]:
+        return (self.dtype,)
+
+    @property
+    def mamba_type(self) -> MambaAttentionBackendEnum:
+        return MambaAttentionBackendEnum.SHORT_CONV
+
+    @property
+    def is_kv_cache_tp_replicated(self) -> bool:
+        return True  # every process has all of a hidden state
+
+    @property
+    def metadata(self) -> Any:
+        """Of the step, or None while vLLM measures memory."""
+        every = get_forward_context().attn_metadata
+        return None if every is None else every[self.prefix]
+
+
+class Carry(nn.Module):
+    """All slices; `start` reads the carries of a step's requests, `shift` uses them, `write` keeps the new ones."""
+
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        self.num_states, self.hidden_size = config.num_loops - 1, config.hidden_size
+        self.slices = nn.ModuleList(
+            CarrySlice(config, vllm_config, f"{prefix}.layers.{layer_idx}.carry")
+            for layer_idx in range(config.num_hidden_layers)
+        )
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether each request in the step has one token, and a token before it."""
+        metadata = self.slices[0].metadata
+        return metadata is not None and metadata.num_prefill_tokens == 0
+
+    def read(self) -> Tensor:
+        """Each request's carry `[n, L - 1, D]`, those that decode first; zeros where a request starts."""
+        parts = [each.kv_cache[0][slots_of(each.metadata), 0] for each in self.slices]
+        states = torch.stack(parts, dim=1).unflatten(-1, (self.num_states, -1)).transpose(1, 2)
+        states = states.flatten(2)[..., : self.hidden_size]
+        metadata = self.slices[0].metadata
+        if metadata.num_prefills:
+            states[metadata.num_decodes :].masked_fill_(~metadata.has_initial_states_p[:, None, None], 0)
+        return states
+
+    def write(self, states: Tensor) -> None:
+        """Keep each request's states `[n, L - 1, D]`."""
+        missing = self.slices[0].size // self.num_states * len(self.slices) - self.hidden_size
+        states = nn.functional.pad(states, (0, missing)).unflatten(-1, (len(self.slices), -1)).transpose(1, 2)
+        for each, part in zip(self.slices, states.flatten(2).unbind(1), strict=True):
+            each.kv_cache[0][slots_of(each.metadata), 0] = part
+
+    def ends(self) -> Tensor:
+        """Where each request's tokens begin and end in the step: `[n + 1]`."""
+        metadata = self.slices[0].metadata
+        decodes = torch.arange(metadata.num_decode_tokens, device=self.slices[0].kv_cache[0].device)
+        if metadata.num_prefills == 0:
+            return torch.cat((decodes, decodes.new_tensor([metadata.num_decode_tokens])))
+        return torch.cat((decodes, metadata.num_decode_tokens + metadata.query_start_loc_p.long()))
+
+
+def slots_of(metadata: Any) -> Tensor:
+    """Where the states of each request are, `[n]`."""
+    decoding = metadata.state_indices_tensor_d[: metadata.num_decodes, 0]
+    if metadata.num_prefills == 0:
+        return decoding.long()
+    return torch.cat((decoding, metadata.state_indices_tensor_p)).long()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PLT's config as vLLM reads it."""
+
+from typing import Any
+
+from configuration_plt import PLTConfig
+from configuration_plt.published_plt import PublishedPLTConfig
+
+from .checks import check_version
+
+
+class ServedConfig(PLTConfig):
+    """A `PLTConfig` that does not say "full_attention" of all layers where there is a carry: vLLM would take it for one
+    that has no state beside keys and values.
+
+    Raises:
+        ValueError: the installed vLLM is not one that this package was tested with.
+    """
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        check_version()
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def has_carry(self) -> bool:
+        """Whether later loops read the state of the token before, which must be kept from step to step."""
+        return self.num_loops > 1 and self.loop_shift
+
+    @property
+    def layer_types(self) -> list[str] | None:
+        return None if self.has_carry else ["full_attention"] * self.num_hidden_layers
+
+    @layer_types.setter
+    def layer_types(self, value: list[str] | None) -> None:
+        """What a saved config says is that of `PLTConfig`."""
+
+
+class ServedPublishedConfig(PublishedPLTConfig):
+    """LoopCoder-V2's config; reading it gives a `ServedConfig`."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        read = super().from_dict(config_dict)
+        return ServedConfig.from_dict(read.to_dict(), **kwargs)

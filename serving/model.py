@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PLT in vLLM: all loops of a step in one pass where every request decodes, otherwise one after another.
+
+T tokens of all requests in a step, n requests, R loops in a pass, L loops, D hidden, V vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.activation import get_act_and_mul_fn
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFunc, MambaStateCopyFuncCalculator
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid, SupportsLoRA, SupportsQuant
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+
+from .attention import PLTAttention
+from .carry import Carry, slice_size
+from .configs import ServedConfig
+from .weights import checked
+
+
+class PLTMLP(nn.Module):
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        options = {"bias": config.mlp_bias, "quant_config": vllm_config.quant_config}
+        sizes = [config.intermediate_size] * 2
+        self.gate_up_proj = MergedColumnParallelLinear(
+            config.hidden_size, sizes, prefix=f"{prefix}.gate_up_proj", **options
+        )
+        self.down_proj = RowParallelLinear(
+            config.intermediate_size, config.hidden_size, prefix=f"{prefix}.down_proj", **options
+        )
+        self.act_fn = get_act_and_mul_fn(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_up_proj(hidden_states)[0]))[0]
+
+
+class PLTDecoderLayer(nn.Module):
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        self.self_attn = PLTAttention(config, vllm_config, f"{prefix}.self_attn")
+        self.mlp = PLTMLP(config, vllm_config, f"{prefix}.mlp")
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.sandwich_norm = config.sandwich_norm
+        if config.sandwich_norm:
+            self.input_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, loops: range) -> Tensor:
+        """One pass `[R * T, D]` -> the same; the rows of a loop are together."""
+        attended = self.self_attn(self.input_layernorm(hidden_states), hidden_states, positions, loops)
+        hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
+        output = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
+
+
+class PLTModel(nn.Module):
+    """The decoder without its head."""
+
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, quant_config=vllm_config.quant_config, prefix=f"{prefix}.embed_tokens"
+        )
+        self.layers = nn.ModuleList(
+            PLTDecoderLayer(config, vllm_config, f"{prefix}.layers.{layer_idx}")
+            for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.has_learned_scales:
+            self.embedding_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.hidden_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        else:
+            self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
+        self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
+        # LoRA finds the adapter of a row by its number, which is that of a token in the batch
+        self.one_pass = config.one_pass and config.has_carry and vllm_config.lora_config is None
+
+    def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings `[T, D]`, positions `[T]` -> the last loop's normed states `[T, D]`."""
+        if self.one_pass and self.carry.is_decoding:
+            states = self.run_together(inputs_embeds, positions)
+        else:
+            states = self.run_in_turn(inputs_embeds, positions)
+        return states if self.config.loop_norm else self.norm(states)
+
+    def run_together(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
+        """All loops in one pass: each later loop of a token reads the token before it, whose states are the carry."""
+        num_loops, num_tokens = self.config.num_loops, inputs_embeds.shape[0]
+        carried = self.carry.read()
+        later = [self.mix(inputs_embeds, carried[:, loop]) for loop in range(num_loops - 1)]
+        states = self.run_layers(
+            torch.cat((inputs_embeds, *later)), positions.repeat(num_loops), range(num_loops)
+        ).view(num_loops, num_tokens, -1)
+        self.carry.write(states[:-1].transpose(0, 1))
+        return states[-1]
+
+    def run_in_turn(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
+        """Loop after loop, over all tokens of the step."""
+        has_state = self.carry is not None and self.carry.slices[0].metadata is not None
+        if has_state:
+            ends = self.carry.ends()
+            carried, firsts, lasts = self.carry.read(), ends[:-1], ends[1:] - 1
+        states, kept = self.run_layers(inputs_embeds, positions, range(1)), []
+        for loop in range(1, self.config.num_loops):
+            previous = states
+            if has_state:
+                kept.append(states[lasts])
+                previous = states.roll(1, dims=0)
+                previous[firsts] = carried[:, loop - 1]
+            states = self.run_layers(self.mix(inputs_embeds, previous), positions, range(loop, loop + 1))
+        if has_state:
+            self.carry.write(torch.stack(kept, dim=1))
+        return states
+
+    def mix(self, inputs_embeds: Tensor, previous: Tensor) -> Tensor:
+        """What a later loop starts from: `a * E + b * H` (paper)."""
+        return self.embedding_scale * inputs_embeds + self.hidden_scale * previous
+
+    def run_layers(self, hidden_states: Tensor, positions: Tensor, loops: range) -> Tensor:
+        """One pass through all layers, `[R * T, D]`."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, positions, loops)
+        return self.norm(hidden_states) if self.config.loop_norm else hidden_states
+
+
+class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQuant):
+    """The decoder and its head, with the weights' names of a saved PLT."""
+
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    embedding_modules = {"embed_tokens": "input_embeddings", "lm_head": "output_embeddings"}
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_substr={".loop_gate_proj.": ".plt_gate."},
+        orig_to_new_stacked={
+            ".q_proj": (".qkv_proj", "q"),
+            ".k_proj": (".qkv_proj", "k"),
+            ".v_proj": (".qkv_proj", "v"),
+            ".gate_proj": (".gate_up_proj", 0),
+            ".up_proj": (".gate_up_proj", 1),
+        },
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.config = config = vllm_config.model_config.hf_config
+        self.quant_config = vllm_config.quant_config
+        self.model = PLTModel(config, vllm_config, maybe_prefix(prefix, "model"))
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=vllm_config.quant_config,
+            prefix=maybe_prefix(prefix, "lm_head"),
+        )
+        if config.tie_word_embeddings:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    @classmethod
+    def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> tuple[torch.dtype, ...]:
+        return (vllm_config.model_config.dtype,)
+
+    @classmethod
+    def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, int], ...]:
+        return ((1, slice_size(vllm_config.model_config.hf_config)),)
+
+    @classmethod
+    def get_mamba_state_copy_func(cls) -> tuple[MambaStateCopyFunc, ...]:
+        return MambaStateCopyFuncCalculator.short_conv_state_copy_func()
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Ids `[T]` or embeddings `[T, D]`, positions `[T]` -> states `[T, D]`."""
+        return self.model(self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds, positions)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """States `[n, D]` -> logits `[n, V]`."""
+        return self.logits_processor(self.lm_head, hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load a saved PLT's tensors as they come.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or of another shape than the config says.
+        """
+        if self.quant_config is None:
+            weights = checked(weights, self.config)
+        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
