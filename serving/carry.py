@@ -25,7 +25,7 @@ class CarrySlice(nn.Module, MambaBase):
     """A part of every request's carry, in pages of vLLM's KV memory.
 
     vLLM gives states to layers, and groups layers of a kind in groups of equal size: so there are as many slices as
-    layers. A shift by one token is a short convolution of width 2 to it, which decides when pages are copied and freed.
+    layers. To it, a shift by one token is a short convolution of width 2; so it knows when to copy and free pages.
     """
 
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):

@@ -32,13 +32,14 @@ class Checks(VerifyAndUpdateConfig):
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(
-                "A PLT cannot be split by layers, because every loop runs through all of them: `pipeline_parallel_size` "
-                f"must be 1, got {parallel.pipeline_parallel_size}; use `tensor_parallel_size`."
+                "A PLT cannot be split by layers, because every loop runs through all of them: "
+                f"`pipeline_parallel_size` must be 1, got {parallel.pipeline_parallel_size}; use "
+                "`tensor_parallel_size`."
             )
         if vllm_config.speculative_config is not None and config.has_carry:
             raise ValueError(
-                "Speculative decoding is not supported for a PLT: a rejected draft would leave its state in the carry. "
-                "Start without `speculative_config`."
+                "Speculative decoding is not supported for a PLT: a rejected draft would leave its state in the "
+                "carry. Start without `speculative_config`."
             )
         # `sliding_window` of a PLT is that of its later loops, and not of the model
         vllm_config.cache_config.sliding_window = None

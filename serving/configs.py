@@ -10,8 +10,8 @@ from .checks import check_version
 
 
 class ServedConfig(PLTConfig):
-    """A `PLTConfig` that does not say "full_attention" of all layers where there is a carry: vLLM would take it for one
-    that has no state beside keys and values.
+    """A `PLTConfig` that does not say "full_attention" of all layers where there is a carry: of such layers, vLLM
+    believes that they have no state beside keys and values.
 
     Raises:
         ValueError: the installed vLLM is not one that this package was tested with.

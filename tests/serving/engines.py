@@ -1,0 +1,95 @@
+"""Models in vLLM's engine, in this process, next to what `generate` says."""
+
+import contextlib
+import gc
+from pathlib import Path
+
+import torch
+from tiny import tiny_model
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from modeling_plt import PLTForCausalLM
+
+# sizes that vLLM's kernels have on a CPU: heads of 32, blocks of 32 tokens
+SIZES = {"head_dim": 32, "hidden_size": 56, "num_hidden_layers": 3, "eos_token_id": None, "bos_token_id": None}
+BLOCK = 32
+LENGTHS = (1, 2, 5, 31, 32, 33, 64, 70, 130)  # of prompts: around the window of 4, around blocks, over several steps
+NEW = 12
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "skip_tokenizer_init": True,
+    "max_model_len": 256,
+    "block_size": BLOCK,
+    "kv_cache_memory_bytes": 64 << 20,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 64,  # longer prompts come in chunks, beside requests that decode
+    "disable_log_stats": False,
+}
+
+
+def save_tiny(folder: Path, seed: int = 0, **fields) -> PLTForCausalLM:
+    """A tiny model, saved in a folder; the number of layers does not divide its hidden size."""
+    model = tiny_model(seed, **SIZES | fields)
+    model.save_pretrained(folder)
+    return model
+
+
+@contextlib.contextmanager
+def engine(folder: Path, **options):
+    """An engine, gone at the end."""
+    llm = None
+    try:
+        llm = LLM(str(folder), **OPTIONS | options)
+        yield llm
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def random_prompts(lengths=LENGTHS, seed: int = 3) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 61, (length,), generator=generator).tolist() for length in lengths]
+
+
+def as_prompts(prompts: list[list[int]]) -> list[TokensPrompt]:
+    return [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+
+
+def greedy(max_tokens: int = NEW, **more) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **more)
+
+
+def served(llm: LLM, prompts: list[list[int]], params: SamplingParams | None = None) -> list[list[int]]:
+    """The engine's greedy tokens for each prompt, in one batch."""
+    outputs = llm.generate(as_prompts(prompts), params or greedy(), use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def served_with_logprobs(llm: LLM, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
+    """Greedy tokens for each prompt, and the engine's log probability of each."""
+    outputs = [output.outputs[0] for output in llm.generate(as_prompts(prompts), greedy(logprobs=1), use_tqdm=False)]
+    tokens = [list(output.token_ids) for output in outputs]
+    logprobs = [
+        [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+        for output in outputs
+    ]
+    return tokens, logprobs
+
+
+@torch.no_grad()
+def logprobs_of(model: PLTForCausalLM, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+    """The model's log probability of each of the tokens that follow each prompt, without a cache."""
+    result = []
+    for prompt, new in zip(prompts, tokens, strict=True):
+        logprobs = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+        result.append(logprobs.gather(1, torch.tensor(new)[:, None])[:, 0].tolist())
+    return result
+
+
+def generated(model: PLTForCausalLM, prompts: list[list[int]], max_tokens: int = NEW) -> list[list[int]]:
+    """What `generate` says of each prompt alone."""
+    settings = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return [model.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist() for prompt in prompts]

@@ -1,0 +1,134 @@
+"""What an engine does to requests leaves their answers as they are; and what would be wrong shows."""
+
+import pytest
+import torch
+from engines import BLOCK, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, save_tiny, served
+from serving_plt.attention import PLTAttention
+from serving_plt.carry import Carry
+from serving_plt.model import PLTDecoderLayer
+from vllm import SamplingParams
+
+LOOPS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return save_tiny(folder, num_loops=LOOPS)
+
+
+@pytest.fixture(scope="module")
+def shared_llm(folder, model):
+    with engine(folder) as llm:
+        yield llm
+
+
+@pytest.fixture
+def llm(shared_llm):
+    """With nothing cached of earlier tests."""
+    assert shared_llm.reset_prefix_cache()
+    return shared_llm
+
+
+def test_a_step_that_only_decodes_calls_each_layer_once(llm, monkeypatch):
+    """And one that prefills calls it once a loop."""
+    calls, forward = [], PLTDecoderLayer.forward
+
+    def counted(self, hidden_states, positions, loops):
+        calls.append((len(loops), hidden_states.shape[0]))
+        return forward(self, hidden_states, positions, loops)
+
+    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
+    served(llm, random_prompts((5, 9, 7)), greedy(4))
+    layers = 3
+    assert calls[: LOOPS * layers] == [(1, 21)] * LOOPS * layers
+    assert calls[LOOPS * layers :] == [(LOOPS, LOOPS * 3)] * 3 * layers
+
+
+def test_answers_after_a_cached_prefix_are_those_without(llm, model):
+    (text,) = random_prompts((4 * BLOCK + 2,))
+    for boundary in range(BLOCK, len(text), BLOCK):  # the carry is kept where a step ends
+        served(llm, [text[: boundary + 1]])
+    hits = set()
+    for kept in [length + more for length in (BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK) for more in (-1, 0, 1)]:
+        prompt = text[:kept] + [9, 8, 7]
+        (output,) = llm.generate(as_prompts([prompt]), greedy(), use_tqdm=False)
+        assert list(output.outputs[0].token_ids) == generated(model, [prompt])[0], kept
+        assert output.num_cached_tokens == kept // BLOCK * BLOCK
+        hits.add(output.num_cached_tokens)
+    assert hits == {0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK}
+
+
+def test_several_samples_of_a_prompt_are_drawn_from_the_models_distribution(llm, model):
+    prompts = random_prompts((6, 40))
+    # without a seed, because vLLM's generators of a request do not work on a CPU
+    params = SamplingParams(temperature=1, n=4, max_tokens=8, ignore_eos=True, detokenize=False, logprobs=1)
+    for prompt, output in zip(prompts, llm.generate(as_prompts(prompts), params, use_tqdm=False), strict=True):
+        samples = [list(each.token_ids) for each in output.outputs]
+        assert len({tuple(sample) for sample in samples}) == 4
+        expected = logprobs_of(model, [prompt] * 4, samples)
+        for each, sample, row in zip(output.outputs, samples, expected, strict=True):
+            given = [entry[token].logprob for token, entry in zip(sample, each.logprobs, strict=True)]
+            assert given == pytest.approx(row, abs=1e-3)
+
+
+def test_requests_come_in_the_slots_of_aborted_ones(llm, model):
+    core, prompts = llm.llm_engine, random_prompts((20, 33, 50, 7, 3, 64), seed=5)
+    for number, prompt in enumerate(as_prompts(prompts)):
+        core.add_request(f"gone-{number}", prompt, greedy(60))
+    for _ in range(5):
+        core.step()
+    core.abort_request([f"gone-{number}" for number in range(len(prompts))])
+    assert not core.has_unfinished_requests()
+    others = random_prompts((1, 2, 18, 5, 40, 33), seed=6)
+    assert served(llm, others) == generated(model, others)
+
+
+def zeroed(self: Carry) -> torch.Tensor:
+    return torch.zeros_like(read(self))
+
+
+def of_the_neighbour(self: Carry) -> torch.Tensor:
+    return read(self).roll(1, dims=0)
+
+
+def own_instead(self: PLTAttention, query, key, value, layer_input, loops):
+    parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
+    return torch.cat([self.own_attn[loop - 1](*part) for loop, *part in parts])
+
+
+read = Carry.read
+MISTAKES = {
+    "a carry of zeros": (Carry, "read", zeroed),
+    "the neighbour's carry": (Carry, "read", of_the_neighbour),
+    "its own window instead of the shared KV": (PLTAttention, "attend_later", own_instead),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_shows(mistake, llm, model, monkeypatch):
+    monkeypatch.setattr(*MISTAKES[mistake])
+    check_that_answers_differ(llm, model)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_window_off_by_one_shows(more, llm, model, monkeypatch):
+    for layer in layers_of(llm):
+        for attention in layer.self_attn.own_attn:
+            monkeypatch.setattr(attention.impl, "sliding_window", attention.impl.sliding_window + more)
+    check_that_answers_differ(llm, model)
+
+
+def layers_of(llm) -> torch.nn.ModuleList:
+    (layers,) = llm.apply_model(lambda model: model.model.layers)
+    return layers
+
+
+def check_that_answers_differ(llm, model) -> None:
+    prompts = random_prompts((20, 33, 50, 64, 70), seed=8)
+    right = zip(served(llm, prompts), generated(model, prompts), strict=True)
+    assert sum(given == expected for given, expected in right) <= 1
