@@ -70,5 +70,5 @@ def test_a_thousand_requests_that_come_and_go(llm, model):
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert REQUESTS / 2 < finished < REQUESTS
     assert metric(llm, "num_preemptions") > preemptions
-    assert metric(llm, "kv_cache_usage_perc") == 0
+    assert llm.reset_prefix_cache()  # which it refuses while a page is in use
     assert memory[-1] < 1.05 * memory[len(memory) // 3]  # kB

@@ -1,0 +1,67 @@
+"""What cannot be served is refused before it runs, in a sentence that says what was asked and what can be."""
+
+import json
+
+import pytest
+import torch
+import vllm
+from engines import engine, save_tiny
+from safetensors.torch import load_file, save_file
+
+GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_tiny(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "`pipeline_parallel_size` must be 1, got 2"),
+        (
+            {"speculative_config": DRAFTS},
+            "rejected draft",
+        ),
+        ({"max_model_len": 1024}, "max_model_len"),
+        ({"kv_cache_memory_bytes": 1 << 16}, "KV cache"),
+    ],
+    ids=["pipeline parallel", "speculative decoding", "context", "memory"],
+)
+def test_options(folder, options, message):
+    with pytest.raises(Exception, match=message), engine(folder, **options):
+        pass
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0"])
+def test_versions(folder, version, monkeypatch):
+    monkeypatch.setattr(vllm, "__version__", version)
+    with pytest.raises(Exception, match=f"vLLM 0.32 or newer, below 0.33; this is {version}"), engine(folder):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("without", "more", "message"),
+    [
+        ((GATE,), {}, f"lacks {GATE}"),
+        ((KEY,), {}, f"lacks {KEY}"),
+        ((), {"model.layers.0.extra.bias": torch.ones(2)}, "a tensor model.layers.0.extra.bias"),
+        ((), {GATE: torch.ones(4, 5)}, r"must be of shape \[4, 56\] by its config, got \[4, 5\]"),
+    ],
+    ids=["missing", "a part of a projection missing", "unknown", "another shape"],
+)
+def test_checkpoints(folder, without, more, message):
+    tensors = {name: each for name, each in load_file(folder / "model.safetensors").items() if name not in without}
+    save_file(tensors | more, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Exception, match=message), engine(folder):
+        pass
+
+
+def test_a_misspelled_field(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_loop": 3}))
+    with pytest.raises(Exception, match="is `num_loops` meant"), engine(folder):
+        pass
