@@ -75,7 +75,7 @@ def memory(rows: list[str], results: list[dict[str, Any]]) -> Section:
         ]
     )
     note = (
-        "KV bytes per token are those of one request of 8192 tokens, by vLLM's count, windows and carry included. A window "
-        "holds the tokens of a whole step while it prefills, so they shrink with `max_num_batched_tokens`."
+        "KV bytes per token are those of one request of 8192 tokens, by vLLM's count, windows and carry included. A "
+        "window holds the tokens of a whole step while it prefills: it shrinks with `max_num_batched_tokens`."
     )
     return Section("memory", "Memory", table, [note])
