@@ -18,9 +18,8 @@ def add_adapter(model, folder) -> None:
         if name.endswith(TARGETS):
             first = 0.3 * torch.randn(RANK, module.in_features, generator=generator)
             second = 0.3 * torch.randn(module.out_features, RANK, generator=generator)
-            tensors |= {
-                f"base_model.model.{name}.lora_{part}.weight": each for part, each in zip("AB", (first, second))
-            }
+            tensors[f"base_model.model.{name}.lora_A.weight"] = first
+            tensors[f"base_model.model.{name}.lora_B.weight"] = second
             module.weight.data += ALPHA / RANK * second @ first
     names = [target.split(".")[1] for target in TARGETS]
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": names, "bias": "none"}
