@@ -41,6 +41,7 @@ SIZES = {
     "1.2b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20, "num_attention_heads": 32},
 }
 CONTEXT = 32  # tokens in the cache when decoding begins
+FEW_ROWS = (1, 2, 3, 4, 8)  # of the projections alone: what further loops cost there is the hardware's
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,29 @@ def measure(row: str, plan: Plan) -> dict[str, Any]:
     result["KV bytes per token"] = kv_bytes_per_token(llm)
     result["decode"] = {str(size): 1000 * decode(llm, size, plan.steps) for size in plan.batches}
     result["prefill"] = {str(length): 1000 * prefill(llm, length) for length in plan.prompts}
-    return result | {"bytes at most": resident("VmHWM")}
+    result["bytes at most"] = resident("VmHWM")
+    if row == "plain":
+        (times,) = llm.apply_model(lambda model: [projections(model, number, plan.steps) for number in FEW_ROWS])
+        result["projections"] = {str(number): 1000 * each for number, each in zip(FEW_ROWS, times, strict=True)}
+    return result
+
+
+@torch.inference_mode()
+def projections(model: Any, num_rows: int, rounds: int) -> float:
+    """Seconds of all layers' projections and MLPs for a few rows, without attention and norms."""
+    hidden_states = torch.randn(num_rows, model.config.hidden_size, dtype=model.model.norm.weight.dtype)
+    hidden_states = hidden_states.to(model.model.norm.weight.device)
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        for layer in model.model.layers:
+            query_key_value, _ = layer.self_attn.qkv_proj(hidden_states)
+            layer.self_attn.o_proj(query_key_value[:, : layer.self_attn.o_proj.input_size_per_partition].contiguous())
+            layer.mlp(hidden_states)
+        if hidden_states.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
 
 
 def start(folder: str, plan: Plan) -> Any:

@@ -27,7 +27,7 @@ def write_report(folder: Path, plan: "Plan", rows: list[str], results: list[dict
     plain = [result for result in results if result["row"] == "plain"]
     setting = {"device": device_name(device), "cpu_threads": plain[0]["threads"], "rounds": len(plain)}
     setting |= {"parameters": plain[0]["parameters"], **asdict(plan), **versions(), "vllm": vllm.__version__}
-    write(folder, "benchmark", setting, [*sections, memory(found, results)])
+    write(folder, "benchmark", setting, [*sections, projections(plain), memory(found, results)])
 
 
 def times(kind: str, rows: list[str], results: list[dict[str, Any]]) -> Section:
@@ -57,6 +57,13 @@ def plot(table: pd.DataFrame) -> Figure:
     axes.axhline(1, color="black", linewidth=1)
     axes.grid(axis="y", alpha=0.3)
     return axes.figure
+
+
+def projections(plain: list[dict[str, Any]]) -> Section:
+    """What some rows cost in the projections alone: a step of R loops and B requests has R * B rows."""
+    best = {rows: min(each["projections"][rows] for each in plain) for rows in plain[0]["projections"]}
+    table = pd.DataFrame([{"rows": int(rows), "ms": ms, "to one row": ms / best["1"]} for rows, ms in best.items()])
+    return Section("projections", "All projections and MLPs of the plain model, by the number of rows", table, [])
 
 
 def memory(rows: list[str], results: list[dict[str, Any]]) -> Section:
