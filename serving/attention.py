@@ -98,8 +98,9 @@ class PLTAttention(nn.Module):
         self.shared_attn = self.all_shared_attn = self.own_attn = None
         if later and config.own_window is not None:
             # later loops see loop 0's keys: one after another, or all at once as further heads of each KV head
-            self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
-            self.all_shared_attn = attend("all_shared_attn", loops=len(later), shares=f"{prefix}.attn")
+            self.shared_attn = self.all_shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
+            if len(later) > 1:
+                self.all_shared_attn = attend("all_shared_attn", loops=len(later), shares=f"{prefix}.attn")
         if later and config.own_window != 0:
             # and a window of their own, or, in a vanilla loop, all of their own
             self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=config.own_window) for loop in later)
