@@ -1,5 +1,6 @@
 """`make serve`: the server answers as `generate` does, and is gone whatever happens."""
 
+import json
 import socket
 
 import pytest
@@ -36,8 +37,12 @@ def test_the_server_answers_as_generate_does_and_is_gone_after_an_error(tmp_path
 
 def test_a_server_that_ends_says_why(tmp_path):
     save_tiny(tmp_path / "plt")
-    (tmp_path / "plt/model.safetensors").write_bytes(b"")
-    with pytest.raises(RuntimeError, match="safetensors"), demo.serving(tmp_path / "plt", tmp_path / "log", *OPTIONS):
+    config = json.loads((tmp_path / "plt/config.json").read_text())
+    (tmp_path / "plt/config.json").write_text(json.dumps(config | {"num_loop": 3}))
+    with (
+        pytest.raises(RuntimeError, match="is `num_loops` meant"),
+        demo.serving(tmp_path / "plt", tmp_path / "log", *OPTIONS),
+    ):
         pass
 
 
