@@ -12,7 +12,7 @@ import argparse
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         # memory is that of the row alone, and an engine leaves nothing to the next
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             results.append(pool.submit(measure, row, plan).result())
-        write_report(args.output, plan, rows, results)
+        write_report(args.output, asdict(plan), rows, results)
 
 
 def measure(row: str, plan: Plan) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables and the plot of `benchmark`."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -15,18 +14,15 @@ from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import PUBLISHED, PUBLISHED_MS
 from benchmarks_plt.setting import device_name, versions
 
-if TYPE_CHECKING:
-    from .benchmark import Plan
 
-
-def write_report(folder: Path, plan: "Plan", rows: list[str], results: list[dict[str, Any]]) -> None:
+def write_report(folder: Path, plan: dict[str, Any], rows: list[str], results: list[dict[str, Any]]) -> None:
     """`benchmark.md`, `.json` and `.png`, of the runs that there are."""
     found = [row for row in rows if any(result["row"] == row for result in results)]
     sections = [times(kind, found, results) for kind in ("decode", "prefill") if results[0][kind]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = [result for result in results if result["row"] == "plain"]
     setting = {"device": device_name(device), "cpu_threads": plain[0]["threads"], "rounds": len(plain)}
-    setting |= {"parameters": plain[0]["parameters"], **asdict(plan), **versions(), "vllm": vllm.__version__}
+    setting |= {"parameters": plain[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
     write(folder, "benchmark", setting, [*sections, projections(plain), memory(found, results)])
 
 

@@ -21,7 +21,7 @@ EXTRAS = {  # that the folder's users are told to install; the other folders hav
     "benchmarks": ["bench"],
     "conversion": ["convert"],
     "examples": ["train", "eval", "smollm2"],
-    "serving": ["vllm"],
+    "serving": ["vllm", "bench"],
     "tests": list(SETUP["options.extras_require"]),
     "training": ["train"],
 }

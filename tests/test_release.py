@@ -34,8 +34,10 @@ def test_the_citation_names_the_papers_of_the_readme():
 
 def test_the_workflow_runs_what_ci_runs():
     commands = re.findall(r"^make test.*", (ROOT / ".ci/run").read_text(), re.MULTILINE)
-    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
-    assert [f"make test {arguments}".strip() for arguments in matrix["arguments"]] == commands
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    suites = [f"make test {arguments}".strip() for arguments in matrix["arguments"]]
+    assert [*suites, jobs["serve"]["steps"][-1]["run"]] == commands
     oldest = SETUP["options"]["python_requires"].removeprefix(">=")
     classified = re.findall(r"Python :: (\d\.\d+)", SETUP["metadata"]["classifiers"])
     assert {oldest, *classified} <= set(matrix["python"])
