@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
     question="How many operations of modular arithmetic does each row learn to evaluate?",
     task=Mano(num_tests=4096, modulus=5, max_operations=3),
     metric="accuracy",
-    fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 8},
+    fields=FIELDS | {"num_hidden_layers": 1, "sliding_window": 8},
     cells=ABLATION,
     learning_rates=(2e-3, 4e-3),
     steps=5000,
