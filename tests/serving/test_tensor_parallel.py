@@ -3,8 +3,7 @@
 from engines import engine, generated, random_prompts, save_tiny, served
 
 
-def test_two_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # it would want a NUMA node for each
+def test_two_processes(tmp_path):
     model, prompts = save_tiny(tmp_path, num_loops=3), random_prompts()
     expected = generated(model, prompts)
     with engine(tmp_path, tensor_parallel_size=2) as llm:
