@@ -100,7 +100,8 @@ def test_code_runs(folder, block):
 def test_every_command_is_of_a_kind_that_is_tested():
     kinds = ("plt", "make", "pip install", "accelerate launch")
     modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose", "experiment")]
-    studies = ["python -m training_plt.healing_study"]  # tested with smaller models than those of the page
+    # hours, and another environment
+    studies = ["python -m training_plt.healing_study", *of("python -m serving_plt.benchmark")]
     assert set(LINES) == {*of(*kinds, *modules), *studies}
 
 
