@@ -21,7 +21,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from .attention import PLTAttention
 from .carry import Carry, slice_size
 from .configs import ServedConfig
-from .weights import checked
+from .weights import GATE, PUBLISHED_GATE, checked
 
 
 class PLTMLP(nn.Module):
@@ -141,7 +141,7 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
     embedding_modules = {"embed_tokens": "input_embeddings", "lm_head": "output_embeddings"}
     hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_substr={".loop_gate_proj.": ".plt_gate."},
+        orig_to_new_substr={PUBLISHED_GATE: GATE},
         orig_to_new_stacked={
             ".q_proj": (".qkv_proj", "q"),
             ".k_proj": (".qkv_proj", "k"),

@@ -3,10 +3,9 @@
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor
 
-from modeling_plt import PLTForCausalLM
+from conversion_plt.plan import expected_shapes
 
 from .configs import ServedConfig
 
@@ -19,8 +18,10 @@ def checked(weights: Iterable[tuple[str, Tensor]], config: ServedConfig) -> Iter
     Raises:
         ValueError: a tensor is unknown or has a wrong shape, when it comes; or some are missing, at the end.
     """
-    wanted = shapes_of(config)
-    missing = set(wanted) - {"lm_head.weight"} if config.tie_word_embeddings else set(wanted)
+    needed = expected_shapes(config)
+    # a tied head may be there, too
+    wanted = {"lm_head.weight": needed["model.embed_tokens.weight"]} | needed
+    missing = set(needed)
     for name, tensor in weights:
         ours = name.replace(PUBLISHED_GATE, GATE)
         if ours not in wanted:
@@ -32,9 +33,3 @@ def checked(weights: Iterable[tuple[str, Tensor]], config: ServedConfig) -> Iter
         yield name, tensor
     if missing:
         raise ValueError(f"The checkpoint lacks {', '.join(sorted(missing))}.")
-
-
-def shapes_of(config: ServedConfig) -> dict[str, torch.Size]:
-    """Of every tensor that a PLT of this config saves."""
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in PLTForCausalLM(config).state_dict().items()}
