@@ -59,7 +59,7 @@ class CarrySlice(nn.Module, MambaBase):
 
 
 class Carry(nn.Module):
-    """All slices; `start` reads the carries of a step's requests, `shift` uses them, `write` keeps the new ones."""
+    """All slices; `read` gives the step what its requests have kept, `write` keeps what they have at its end."""
 
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -70,12 +70,35 @@ class Carry(nn.Module):
         )
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there is no request, and vLLM measures memory or compiles."""
+        return self.slices[0].metadata is None
+
+    @property
     def is_decoding(self) -> bool:
         """Whether each request in the step has one token, and a token before it."""
-        metadata = self.slices[0].metadata
-        return metadata is not None and metadata.num_prefill_tokens == 0
+        return not self.is_measured and self.slices[0].metadata.num_prefill_tokens == 0
 
-    def read(self) -> Tensor:
+    def read(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The carries at the first token of each request in the step, for embeddings `[T, D]`.
+
+        Returns:
+            `[L - 1, T, D]` with zeros elsewhere, and which tokens are the first: `[T, 1]`.
+        """
+        carried = inputs_embeds.new_zeros(self.num_states, *inputs_embeds.shape)
+        starts = torch.zeros(len(inputs_embeds), 1, dtype=torch.bool, device=inputs_embeds.device)
+        if not self.is_measured:
+            firsts = self.ends()[:-1]
+            carried[:, firsts] = self.of_requests().transpose(0, 1)
+            starts[firsts] = True
+        return carried, starts
+
+    def write(self, states: Tensor) -> None:
+        """Keep what each request has at its last token, of the states `[L - 1, T, D]`."""
+        if not self.is_measured:
+            self.keep(states[:, self.ends()[1:] - 1].transpose(0, 1))
+
+    def of_requests(self) -> Tensor:
         """Each request's carry `[n, L - 1, D]`, those that decode first; zeros where a request starts."""
         parts = [each.kv_cache[0][slots_of(each.metadata), 0] for each in self.slices]
         states = torch.stack(parts, dim=1).unflatten(-1, (self.num_states, -1)).transpose(1, 2)
@@ -85,8 +108,8 @@ class Carry(nn.Module):
             states[metadata.num_decodes :].masked_fill_(~metadata.has_initial_states_p[:, None, None], 0)
         return states
 
-    def write(self, states: Tensor) -> None:
-        """Keep each request's states `[n, L - 1, D]`."""
+    def keep(self, states: Tensor) -> None:
+        """Put each request's carry `[n, L - 1, D]` into the slices."""
         missing = self.slices[0].size // self.num_states * len(self.slices) - self.hidden_size
         states = nn.functional.pad(states, (0, missing)).unflatten(-1, (len(self.slices), -1)).transpose(1, 2)
         for each, part in zip(self.slices, states.flatten(2).unbind(1), strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.activation import get_act_and_mul_fn
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -21,6 +22,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from .attention import PLTAttention
 from .carry import Carry, slice_size
 from .configs import ServedConfig
+from .loops import InTurn, Together
 from .weights import GATE, PUBLISHED_GATE, checked
 
 
@@ -84,45 +86,28 @@ class PLTModel(nn.Module):
         else:
             self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
         self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
+        loops = {"vllm_config": vllm_config, "num_loops": config.num_loops, "mix": self.mix, "run": self.run_layers}
+        with set_model_tag("in_turn"):  # vLLM's compiler keeps what it compiles by this name
+            self.in_turn = InTurn(**loops)
+        self.together = None
         # LoRA finds the adapter of a row by its number, which is that of a token in the batch
-        self.one_pass = config.one_pass and config.has_carry and vllm_config.lora_config is None
+        if config.one_pass and config.has_carry and vllm_config.lora_config is None:
+            with set_model_tag("together"):
+                self.together = Together(**loops)
 
     def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
         """Embeddings `[T, D]`, positions `[T]` -> the last loop's normed states `[T, D]`."""
-        if self.one_pass and self.carry.is_decoding:
-            states = self.run_together(inputs_embeds, positions)
+        carried, starts = (None, None) if self.carry is None else self.carry.read(inputs_embeds)
+        # chosen here, outside of what vLLM compiles: each of the two is traced once
+        if self.together is not None and self.carry.is_decoding:
+            states = self.together(inputs_embeds, positions, carried)
         else:
-            states = self.run_in_turn(inputs_embeds, positions)
-        return states if self.config.loop_norm else self.norm(states)
-
-    def run_together(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
-        """All loops in one pass: each later loop of a token reads the token before it, whose states are the carry."""
-        num_loops, num_tokens = self.config.num_loops, inputs_embeds.shape[0]
-        carried = self.carry.read()
-        later = [self.mix(inputs_embeds, carried[:, loop]) for loop in range(num_loops - 1)]
-        states = self.run_layers(
-            torch.cat((inputs_embeds, *later)), positions.repeat(num_loops), range(num_loops)
-        ).view(num_loops, num_tokens, -1)
-        self.carry.write(states[:-1].transpose(0, 1))
-        return states[-1]
-
-    def run_in_turn(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
-        """Loop after loop, over all tokens of the step."""
-        has_state = self.carry is not None and self.carry.slices[0].metadata is not None
-        if has_state:
-            ends = self.carry.ends()
-            carried, firsts, lasts = self.carry.read(), ends[:-1], ends[1:] - 1
-        states, kept = self.run_layers(inputs_embeds, positions, range(1)), []
-        for loop in range(1, self.config.num_loops):
-            previous = states
-            if has_state:
-                kept.append(states[lasts])
-                previous = states.roll(1, dims=0)
-                previous[firsts] = carried[:, loop - 1]
-            states = self.run_layers(self.mix(inputs_embeds, previous), positions, range(loop, loop + 1))
-        if has_state:
-            self.carry.write(torch.stack(kept, dim=1))
-        return states
+            states = self.in_turn(inputs_embeds, positions, carried, starts)
+            if self.together is not None and self.carry.is_measured:
+                self.together(inputs_embeds, positions, carried)  # for vLLM to see its memory, and to compile it
+        if self.carry is not None:
+            self.carry.write(states[:-1])
+        return states[-1] if self.config.loop_norm else self.norm(states[-1])
 
     def mix(self, inputs_embeds: Tensor, previous: Tensor) -> Tensor:
         """What a later loop starts from: `a * E + b * H` (paper)."""

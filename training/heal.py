@@ -139,8 +139,8 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     set_seed(training.seed)
     model = load_to_train(arguments.model, config)
     callbacks = [Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
-    if arguments.shared_kv_ramp or arguments.shift_ramp:
-        callbacks.append(Ramps(model, arguments))
+    if arguments.any_ramp:
+        callbacks.append(Ramps(model, arguments, texts.block_size))
     if teacher is not None:
         add_teacher(model, teacher, arguments)
     trainer = HealingTrainer(model, training, callbacks=callbacks, new_rate=arguments.new_rate, **data)

@@ -4,6 +4,7 @@
 In training only: evaluation, generation and saved folders are those of the plain PLT at any time.
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention, rotate
 from modeling_plt.modeling_plt import PLTModel
@@ -28,9 +30,17 @@ class RampArguments:
         default=0.0,
         metadata={"help": "part of the steps in which later loops move from their token's state to the one before"},
     )
+    window_ramp: float = field(
+        default=0.0,
+        metadata={"help": "part of the steps in which later loops' own window shrinks from the block to the model's"},
+    )
+
+    @property
+    def any_ramp(self) -> bool:
+        return bool(self.shared_kv_ramp or self.shift_ramp or self.window_ramp)
 
     def __post_init__(self) -> None:
-        for name in ("shared_kv_ramp", "shift_ramp"):
+        for name in ("shared_kv_ramp", "shift_ramp", "window_ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`--{name}` must be from 0 to 1, got {getattr(self, name)}.")
 
@@ -79,13 +89,13 @@ class HealingModel(PLTModel):
 
 
 class Ramps(TrainerCallback):
-    """Moves the weights of the two, linearly with the steps.
+    """Moves the weights of the two, and the window, linearly with the steps.
 
     The classes of the modules are exchanged, so that names, weights and saved folders stay those of a PLT.
     """
 
-    def __init__(self, model: PLTForCausalLM, arguments: RampArguments):
-        self.shared_kv_ramp, self.shift_ramp = arguments.shared_kv_ramp, arguments.shift_ramp
+    def __init__(self, model: PLTForCausalLM, arguments: RampArguments, block_size: int):
+        self.arguments, self.block_size, self.config = arguments, block_size, model.config
         self.decoder: Any = model.model
         self.attentions: list[Any] = [layer.self_attn for layer in self.decoder.layers]
         self.decoder.__class__ = HealingModel
@@ -94,9 +104,21 @@ class Ramps(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         part = state.global_step / state.max_steps
-        self.decoder.shift_weight = weight(part, self.shift_ramp)
+        self.decoder.shift_weight = weight(part, self.arguments.shift_ramp)
         for attention in self.attentions:
-            attention.shared_kv_weight = weight(part, self.shared_kv_ramp)
+            attention.shared_kv_weight = weight(part, self.arguments.shared_kv_ramp)
+        shrunk, window = weight(part, self.arguments.window_ramp), self.config.sliding_window
+        if shrunk < 1 and window < self.block_size:
+            wider = copy(self.config)
+            wider.sliding_window = round(self.block_size + shrunk * (window - self.block_size))
+            self.use(wider)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.use(self.config)  # between steps the model is evaluated and saved
+
+    def use(self, config: PLTConfig) -> None:
+        for module in (self.decoder, *self.attentions):
+            module.config = config
 
 
 def weight(part: float, ramp: float) -> float:

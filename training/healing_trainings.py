@@ -23,6 +23,7 @@ class Training:
         source: the name of the training that it goes on with.
         heals: whether the source is converted and healed, or trained on as it is.
         teacher_weight: of the source's distribution, where it is the teacher too.
+        options: of the module, beside these.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Training:
     source: str | None = None
     heals: bool = False
     teacher_weight: float | None = None
+    options: str = ""
 
     def command(self, runs: Path, seed: int) -> list[str]:
         """The module's name and its arguments."""
@@ -52,6 +54,7 @@ class Training:
             options += ["--model", runs / f"{self.source}-{seed}"]
         if self.teacher_weight is not None:
             options += ["--teacher", runs / f"{self.source}-{seed}", "--kl_weight", self.teacher_weight]
+        options += self.options.split()
         return ["heal" if self.heals else "pretrain", *map(str, options)]
 
 
@@ -62,6 +65,14 @@ TRAININGS = (
     Training("loop-healed", TENTH, source="loop", heals=True, teacher_weight=4.0),
     Training("loop-healed-weight-1", TENTH, source="loop", heals=True, teacher_weight=1.0),
     Training("loop-healed-by-text", TENTH, source="loop", heals=True),
+    Training(
+        "loop-healed-ramps",
+        TENTH,
+        source="loop",
+        heals=True,
+        teacher_weight=4.0,
+        options="--shared_kv_ramp 0.5 --window_ramp 0.5",
+    ),
     Training("plt-tenth", TENTH),
     Training("plt", STEPS),
     Training("plain", STEPS, fields=["num_loops=1"]),

@@ -90,11 +90,11 @@ def test_requests_come_in_the_slots_of_aborted_ones(llm, model):
 
 
 def zeroed(self: Carry) -> torch.Tensor:
-    return torch.zeros_like(read(self))
+    return torch.zeros_like(of_requests(self))
 
 
 def of_the_neighbour(self: Carry) -> torch.Tensor:
-    return read(self).roll(1, dims=0)
+    return of_requests(self).roll(1, dims=0)
 
 
 def own_instead(self: PLTAttention, query, key, value, layer_input, loops):
@@ -102,10 +102,10 @@ def own_instead(self: PLTAttention, query, key, value, layer_input, loops):
     return torch.cat([self.own_attn[loop - 1](*part) for loop, *part in parts])
 
 
-read = Carry.read
+of_requests = Carry.of_requests
 MISTAKES = {
-    "a carry of zeros": (Carry, "read", zeroed),
-    "the neighbour's carry": (Carry, "read", of_the_neighbour),
+    "a carry of zeros": (Carry, "of_requests", zeroed),
+    "the neighbour's carry": (Carry, "of_requests", of_the_neighbour),
     "its own window instead of the shared KV": (PLTAttention, "attend_later", own_instead),
 }
 

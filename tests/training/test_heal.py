@@ -19,6 +19,7 @@ from training_plt.distillation import DistillationArguments, add_teacher
 from training_plt.healing import RampArguments, Ramps, weight
 
 LOOP = {"num_loops": 2, "loop_shift": False, "loop_attention": "own", "embedding_scale": 0.0, "hidden_scale": 1.0}
+RAMPS = ("--shared_kv_ramp", 0.5, "--shift_ramp", 0.8, "--window_ramp", 0.8)
 LOAD = """
 import sys
 from transformers import AutoModelForCausalLM
@@ -66,7 +67,7 @@ def flags(folder, output, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def healed(folder):
-    heal.main(flags(folder, "healed", "--attention_weight", 0.1, "--shared_kv_ramp", 0.5, "--shift_ramp", 0.8))
+    heal.main(flags(folder, "healed", "--attention_weight", 0.1, *RAMPS))
     return folder / "healed"
 
 
@@ -84,8 +85,11 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
 
 
 def test_a_resumed_run_ends_with_the_same_bits(folder, healed):
-    more = ("--attention_weight", 0.1, "--shared_kv_ramp", 0.5, "--shift_ramp", 0.8)
-    heal.main(flags(folder, "resumed", *more, "--resume_from_checkpoint", healed / "checkpoint-4"))
+    heal.main(
+        flags(
+            folder, "resumed", "--attention_weight", 0.1, *RAMPS, "--resume_from_checkpoint", healed / "checkpoint-4"
+        )
+    )
     one, other = (load_file(each / "model.safetensors") for each in (healed, folder / "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -106,7 +110,7 @@ def test_ramps_begin_at_the_vanilla_loop_and_end_at_the_plt(num_loops):
     source = tiny_model(**LOOP | {"num_loops": num_loops}).double()
     model, input_ids = as_plt(source, gate=1 - 1e-12), tiny_ids(2, 9)
     expected = model(input_ids, use_cache=False).logits
-    ramps = Ramps(model, RampArguments(shared_kv_ramp=0.5, shift_ramp=0.5))
+    ramps = Ramps(model, RampArguments(shared_kv_ramp=0.5, shift_ramp=0.5), block_size=9)
 
     def logits_at(step, training=True):
         model.train(training)
@@ -119,6 +123,34 @@ def test_ramps_begin_at_the_vanilla_loop_and_end_at_the_plt(num_loops):
     assert (logits_at(2) - expected).abs().max() > 1e-3
     torch.testing.assert_close(logits_at(5), expected, atol=0, rtol=0)
     torch.testing.assert_close(logits_at(0, training=False), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("gate", [0.2, 0.7])
+def test_with_all_ramps_any_gate_begins_at_the_vanilla_loop(gate):
+    """Both of its sides see all of the loop's own keys then."""
+    source = tiny_model(**LOOP).double()
+    model, input_ids = as_plt(source, gate), tiny_ids(2, 9)
+    plain = model(input_ids, use_cache=False).logits
+    ramps = Ramps(model.train(), RampArguments(shared_kv_ramp=0.5, shift_ramp=0.5, window_ramp=1.0), block_size=9)
+    ramps.on_step_begin(None, StateAt(0), None)
+    expected = source(input_ids, use_cache=False).logits
+    torch.testing.assert_close(model(input_ids, use_cache=False).logits, expected, atol=1e-9, rtol=0)
+    ramps.on_step_end(None, StateAt(0), None)
+    torch.testing.assert_close(model.eval()(input_ids, use_cache=False).logits, plain, atol=0, rtol=0)
+
+
+def test_the_window_shrinks_with_the_steps_and_is_the_models_between_them():
+    model, windows, saved = tiny_model(), [], []
+    ramps = Ramps(model, RampArguments(window_ramp=0.5), block_size=14)
+    for step in range(10):
+        ramps.on_step_begin(None, StateAt(step), None)
+        windows.append(model.model.layers[1].self_attn.config.sliding_window)
+        assert model.model.config.sliding_window == windows[-1]
+        ramps.on_step_end(None, StateAt(step), None)
+        saved.append(model.model.layers[1].self_attn.config.sliding_window)
+    assert model.config.sliding_window == 4
+    assert windows == [14, 12, 10, 8, 6, 4, 4, 4, 4, 4]
+    assert saved == [4] * 10
 
 
 class StateAt:
