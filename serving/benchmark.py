@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the loops of a PLT cost in vLLM, next to a plain model and a vanilla loop: latency, throughput, memory.
 
-    python -m serving_plt.benchmark --output results/serving
+    python -m serving_plt.benchmark --output results/serving/bfloat16
     python -m serving_plt.benchmark --size tiny --dtype float32 --batches 1 2 --prompts 64 --output runs/serving
 
 Weights are random, of one size in all rows. Each row runs in a process of its own, and all rows run `--rounds` times;
@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from benchmarks_plt.rows import LOOP, PLT
 from configuration_plt import PLTConfig
+from conversion_plt.plan import expected_shapes
 
 from .benchmark_report import write_report
 
@@ -101,7 +103,8 @@ def measure(row: str, plan: Plan) -> dict[str, Any]:
         config.save_pretrained(folder)
         llm = start(folder, plan)
     result: dict[str, Any] = {"row": row, "bytes after loading": resident("VmRSS")}
-    (result["parameters"],) = llm.apply_model(lambda model: sum(each.numel() for each in model.parameters()))
+    # by the config: vLLM packs weights in its own way, where they are no parameters any more
+    result["parameters"] = sum(prod(shape) for shape in expected_shapes(config).values())
     result["threads"] = torch.get_num_threads()
     result["KV bytes per token"] = kv_bytes_per_token(llm)
     result["decode"] = {str(size): 1000 * decode(llm, size, plan.steps) for size in plan.batches}

@@ -90,7 +90,7 @@ class Carry(nn.Module):
         if not self.is_measured:
             firsts = self.ends()[:-1]
             carried[:, firsts] = self.of_requests().transpose(0, 1)
-            starts[firsts] = True
+            starts.index_fill_(0, firsts, True)
         return carried, starts
 
     def write(self, states: Tensor) -> None:

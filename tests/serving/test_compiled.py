@@ -1,16 +1,35 @@
-"""With vLLM's compiler: each of the two ways through the loops is traced once, and answers stay as they are."""
+"""With vLLM's compiler, which is off elsewhere in these tests: each of the two ways through the loops is one graph."""
 
 import pytest
 from engines import engine, generated, random_prompts, save_tiny, served
+from vllm.config import CompilationMode
 
 
-@pytest.mark.parametrize("fields", [{"num_loops": 3}], ids=str)
-def test_compiled_answers_are_those_of_generate(fields, tmp_path):
-    model = save_tiny(tmp_path, **fields)
-    with engine(tmp_path, enforce_eager=False) as llm:
-        mode = llm.llm_engine.vllm_config.compilation_config.mode
-        (compiled,) = llm.apply_model(lambda model: (model.model.in_turn.compiled, model.model.together.compiled))
-        prompts = random_prompts()
-        print(mode, compiled)
+def check_compiled(folder, **fields) -> list[bool]:
+    """Answers are those of `generate`; whether each way is compiled once the engine has started."""
+    model, prompts = save_tiny(folder, **fields), random_prompts()
+    with engine(folder, enforce_eager=False) as llm:
+        assert llm.llm_engine.vllm_config.compilation_config.mode == CompilationMode.DYNAMO_TRACE_ONCE
+        (ways,) = llm.apply_model(lambda model: (model.model.in_turn, model.model.together))
+        compiled = [way.compiled for way in ways if way is not None]
         assert served(llm, prompts) == generated(model, prompts)
-        assert served(llm, prompts[:1]) == generated(model, prompts[:1])
+        assert served(llm, prompts[3:4]) == generated(model, prompts[3:4])  # one row, where it was traced with many
+    return compiled
+
+
+def test_both_ways_are_compiled_before_the_first_request(tmp_path):
+    """By inductor; with one layer, because it takes seconds for each call of one."""
+    assert check_compiled(tmp_path, num_loops=2, num_hidden_layers=1) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "fields, ways",
+    [
+        ({"num_loops": 3, "gate_input": "query", "loop_norm": False, "learned_scales": True}, 2),
+        ({"num_loops": 2, "loop_shift": False, "loop_attention": "own"}, 1),
+    ],
+    ids=["plt", "vanilla loop"],
+)
+def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is
+    assert check_compiled(tmp_path, **fields) == [True] * ways
