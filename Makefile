@@ -1,6 +1,9 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both build their own virtual environment. `make test-all`
 # also tests the tools around a PLT.
 
+# tests start many processes, and an import of torch and transformers takes four times as long where nothing is compiled
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV ?= .venv
 # another release of transformers than the pinned one: make test VENV=.venv-5.19 TRANSFORMERS=5.19.0
