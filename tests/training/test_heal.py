@@ -4,6 +4,7 @@ import json
 import math
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 from clean_process import run_in_clean_process
@@ -273,6 +274,7 @@ def test_bad_input_is_refused_in_one_sentence_before_training(folder, capsys, mo
         config = PLTConfig.from_pretrained(folder / "source", num_hidden_layers=2)
         PLTForCausalLM(config).save_pretrained(folder / "deep")
         byte_tokenizer().save_pretrained(folder / "deep")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a name of nothing is asked of no hub
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit):
         heal.main(flags(folder, "refused", *words))
