@@ -11,7 +11,8 @@ from training_texts import SIZES, as_flags, write_texts
 from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 
-pytestmark = pytest.mark.slow
+# one worker, so that the processes run once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale_out")]
 
 
 def flags(folder, output, batch_size, *more) -> list[str]:
