@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both build their own virtual environment. `make test-all`
 # also tests the tools around a PLT.
 
-# tests start many processes, and an import of torch and transformers takes four times as long where nothing is compiled
+# tests start many processes, and an import of torch and transformers takes twice as long where nothing is compiled
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3

@@ -5,7 +5,7 @@ In training only: evaluation, generation and saved folders are those of the plai
 """
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -37,12 +37,15 @@ class RampArguments:
 
     @property
     def any_ramp(self) -> bool:
-        return bool(self.shared_kv_ramp or self.shift_ramp or self.window_ramp)
+        return any(getattr(self, name) for name in RAMPS)
 
     def __post_init__(self) -> None:
-        for name in ("shared_kv_ramp", "shift_ramp", "window_ramp"):
+        for name in RAMPS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`--{name}` must be from 0 to 1, got {getattr(self, name)}.")
+
+
+RAMPS = tuple(each.name for each in fields(RampArguments))
 
 
 class HealingAttention(PLTAttention):

@@ -49,9 +49,6 @@ def run(*arguments):
     main(["bench", *map(str, arguments)])
 
 
-WITH_RESULTS = pytest.mark.xdist_group("bench all")  # one worker, so that it runs once
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What `plt bench all` writes."""
@@ -65,7 +62,6 @@ def results(folder):
     return json.loads((folder / "all.json").read_text())
 
 
-@WITH_RESULTS
 def test_all_writes_every_section_and_figure_and_nothing_else(folder, results):
     names = [name for sections in SECTIONS.values() for name in sections]
     assert sorted(results) == sorted(["setting", *names])
@@ -76,7 +72,6 @@ def test_all_writes_every_section_and_figure_and_nothing_else(folder, results):
         assert ElementTree.parse(folder / f"{stem}.svg").getroot().tag.endswith("svg")
 
 
-@WITH_RESULTS
 def test_the_tables_hold_what_the_json_holds(folder, results):
     written = (folder / "all.md").read_text()
     for name, lines in results.items():
@@ -89,7 +84,6 @@ def test_the_tables_hold_what_the_json_holds(folder, results):
         assert re.search(r" *\| *".join(["", *map(re.escape, columns), ""]), written)
 
 
-@WITH_RESULTS
 def test_every_row_is_measured_at_every_point(results):
     names = list(ROWS)
     points = {(batch, context) for batch in (1, 2) for context in (6, 20)}
@@ -113,7 +107,6 @@ def test_every_row_is_measured_at_every_point(results):
 
 
 @pytest.mark.parametrize("section", TIME_LABELS)
-@WITH_RESULTS
 def test_times_and_ratios_follow_from_the_rounds(results, section):
     label = TIME_LABELS[section]
     plain = {}
@@ -130,7 +123,6 @@ def test_times_and_ratios_follow_from_the_rounds(results, section):
             assert record["ratio to plain"] == 1
 
 
-@WITH_RESULTS
 def test_what_is_derived_from_ratios(results):
     passes = {"loop-2": 2, "shift-2": 2, "shared-2": 2, "plt-2": 2, "plt-3": 3, "deep-2": 2}
     for record in results["train"]:
@@ -144,7 +136,6 @@ def test_what_is_derived_from_ratios(results):
 @pytest.mark.parametrize(
     ("section", "value", "point"), [("cache", "bytes, measured", "context"), ("memory", "peak, MB", "phase")]
 )
-@WITH_RESULTS
 def test_ratios_of_bytes_are_to_plain_at_the_same_point(results, section, value, point):
     plain = {record[point]: record[value] for record in results[section] if record["row"] == "plain"}
     for record in results[section]:
@@ -163,7 +154,6 @@ def test_json_keeps_every_digit_and_has_no_nan():
     )
 
 
-@WITH_RESULTS
 def test_published_ratios_stand_next_to_the_measured_ones(results):
     published = {record["row"]: record["published ratio"] for record in results["decode"]}
     expected = {"plain": 1, "loop-2": 9.4 / 4.8, "shift-2": 5.9 / 4.8, "shared-2": 1, "plt-2": 4.9 / 4.8}
@@ -178,7 +168,6 @@ def test_published_ratios_stand_next_to_the_measured_ones(results):
     }
 
 
-@WITH_RESULTS
 def test_measured_cache_bytes_are_those_of_the_formula(results):
     for record in results["cache"]:
         assert record["bytes, measured"] == record["bytes, theory"], record
@@ -197,7 +186,6 @@ def test_measured_cache_bytes_are_those_of_the_formula(results):
     }
 
 
-@WITH_RESULTS
 def test_peak_memory_counts_in_the_weights(results):
     weights = {record["row"]: record["weights, MB"] for record in results["memory"]}
     assert weights["plain"] == weights["llama"] == weights["loop-2"] == 106816 * 4 / 1e6
@@ -207,7 +195,6 @@ def test_peak_memory_counts_in_the_weights(results):
         assert record["ratio to plain"] > 0.5
 
 
-@WITH_RESULTS
 def test_the_setting_is_stated(results, folder):
     setting = results["setting"]
     assert setting["command"].startswith("plt bench all --size tiny")
@@ -442,7 +429,6 @@ def test_sizes_have_at_least_the_parameters_of_their_name(size, least):
     assert model.config.num_key_value_heads < model.config.num_attention_heads
 
 
-@WITH_RESULTS
 def test_a_plot_is_the_same_file_every_time(tmp_path, results):
     table = pd.DataFrame(results["prefill"])
     for name in ("first", "second"):

@@ -20,7 +20,7 @@ from training_plt.distillation import DistillationArguments, add_teacher
 from training_plt.healing import RampArguments, Ramps, weight
 
 LOOP = {"num_loops": 2, "loop_shift": False, "loop_attention": "own", "embedding_scale": 0.0, "hidden_scale": 1.0}
-RAMPS = ("--shared_kv_ramp", 0.5, "--shift_ramp", 0.8, "--window_ramp", 0.8)
+MORE = ("--attention_weight", 0.1, "--shared_kv_ramp", 0.5, "--shift_ramp", 0.8, "--window_ramp", 0.8)
 LOAD = """
 import sys
 from transformers import AutoModelForCausalLM
@@ -68,7 +68,7 @@ def flags(folder, output, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def healed(folder):
-    heal.main(flags(folder, "healed", "--attention_weight", 0.1, *RAMPS))
+    heal.main(flags(folder, "healed", *MORE))
     return folder / "healed"
 
 
@@ -86,11 +86,7 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
 
 
 def test_a_resumed_run_ends_with_the_same_bits(folder, healed):
-    heal.main(
-        flags(
-            folder, "resumed", "--attention_weight", 0.1, *RAMPS, "--resume_from_checkpoint", healed / "checkpoint-4"
-        )
-    )
+    heal.main(flags(folder, "resumed", *MORE, "--resume_from_checkpoint", healed / "checkpoint-4"))
     one, other = (load_file(each / "model.safetensors") for each in (healed, folder / "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
