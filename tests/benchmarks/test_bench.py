@@ -23,7 +23,6 @@ from benchmarks_plt.train import training_step
 from command_plt.main import main
 from modeling_plt import PLTCache
 
-pytestmark = pytest.mark.xdist_group("bench")  # one worker makes the files that these tests share
 CPU = torch.device("cpu")
 TINY = Setup(SIZES["tiny"], CPU, torch.float32, "sdpa")
 SMALL = ("--size", "tiny", "--device", "cpu", "--threads", "1")

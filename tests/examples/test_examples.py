@@ -22,7 +22,7 @@ from benchmarks_plt import compare, models
 from benchmarks_plt.sizes import SIZES
 
 # one worker trains the models that these tests share
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 

@@ -11,8 +11,7 @@ from training_texts import SIZES, as_flags, write_texts
 from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 
-# one worker, so that the processes run once
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale_out")]
+pytestmark = pytest.mark.slow
 
 
 def flags(folder, output, batch_size, *more) -> list[str]:

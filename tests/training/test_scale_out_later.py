@@ -15,8 +15,7 @@ from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 from training_plt import finetune, heal
 
-# one worker, so that the processes run once
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale_out_later")]
+pytestmark = pytest.mark.slow
 KINDS = ("copies", "sharded")
 LORA = ["--use_peft", "--lora_dropout", 0, "--lora_r", 4, "--lora_target_modules", "q_proj", "down_proj", "--merge"]
 CHATS = [
