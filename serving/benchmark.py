@@ -4,14 +4,16 @@
     python -m serving_plt.benchmark --output results/serving/bfloat16
     python -m serving_plt.benchmark --size tiny --dtype float32 --batches 1 2 --prompts 64 --output runs/serving
 
-Weights are random, of one size in all rows. Each row runs in a process of its own, and all rows run `--rounds` times;
-the fastest round counts, as a ratio to plain.
+Weights are random, of one size in all rows. Each row has an engine in a process of its own, and all of them are alive:
+in each round they take turns, so that a ratio compares what ran within seconds. The median of the rounds counts.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import prod
 from multiprocessing import get_context
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 32], help="default: 1 4 32")
     parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 2048], help="default: 1024 2048")
     parser.add_argument("--steps", type=int, default=16, help="that decode in each round; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="with vLLM's compiler, and graphs where it has them")
     parser.add_argument("--output", type=Path, required=True, help="folder for the table, the JSON and the plot")
     args = parser.parse_args(arguments)
@@ -84,54 +86,79 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"`--{name}` must be at least 1, got {getattr(args, name)}.")
     plan = Plan(args.size, args.dtype, args.batches, args.prompts, args.steps, not args.compile)
     rows = list(dict.fromkeys(["plain", *args.rows]))
-    runs = [row for _ in range(args.rounds) for row in rows]
     args.output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for row in tqdm(runs, unit="run"):
-        # memory is that of the row alone, and an engine leaves nothing to the next
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            results.append(pool.submit(measure, row, plan).result())
-        write_report(args.output, asdict(plan), rows, results)
+    with ExitStack() as stack:
+        # memory is that of a row alone, so each has a process; all wait for their turn in each round
+        pools = {row: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for row in rows}
+        engines = [pools[row].submit(open_engine, row, plan).result() for row in tqdm(rows, unit="engine")]
+        rounds: list[dict[str, Any]] = []
+        for _ in tqdm(range(args.rounds), unit="round"):
+            rounds.append(one_round(pools, plan))
+            memory = [pools[row].submit(resident, "VmHWM").result() for row in rows]
+            for engine, most in zip(engines, memory, strict=True):
+                engine["bytes at most"] = most
+            write_report(args.output, asdict(plan), engines, rounds)
 
 
-def measure(row: str, plan: Plan) -> dict[str, Any]:
-    """A row's milliseconds and bytes, in one engine."""
+def one_round(pools: dict[str, ProcessPoolExecutor], plan: Plan) -> dict[str, Any]:
+    """Milliseconds of all rows, one row after another for each batch and prompt: `{kind: {number: {row: ms}}}`."""
+
+    def ask(rows: Iterable[str], function: Callable[..., float], *arguments: int) -> dict[str, float]:
+        return {row: 1000 * pools[row].submit(function, *arguments).result() for row in rows}
+
+    return {
+        "decode": {str(size): ask(pools, decode, size, plan.steps) for size in plan.batches},
+        "prefill": {str(length): ask(pools, prefill, length) for length in plan.prompts},
+        "projections": {str(number): ask(["plain"], projections, number, plan.steps) for number in FEW_ROWS},
+    }
+
+
+ENGINES: list[Any] = []  # of this process: one, once it is open
+
+
+def open_engine(row: str, plan: Plan) -> dict[str, Any]:
+    """Start the engine of this process; what there is to know of it."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     with TemporaryDirectory() as folder:
         config = PLTConfig(**COMMON | SIZES[plan.size] | {"num_key_value_heads": 4, "sliding_window": 64} | ROWS[row])
         config.architectures = ["PLTForCausalLM"]
         config.save_pretrained(folder)
-        llm = start(folder, plan)
-    result: dict[str, Any] = {"row": row, "bytes after loading": resident("VmRSS")}
-    # by the config: vLLM packs weights in its own way, where they are no parameters any more
-    result["parameters"] = sum(prod(shape) for shape in expected_shapes(config).values())
-    result["threads"] = torch.get_num_threads()
-    result["KV bytes per token"] = kv_bytes_per_token(llm)
-    result["decode"] = {str(size): 1000 * decode(llm, size, plan.steps) for size in plan.batches}
-    result["prefill"] = {str(length): 1000 * prefill(llm, length) for length in plan.prompts}
-    result["bytes at most"] = resident("VmHWM")
-    if row == "plain":
-        (times,) = llm.apply_model(lambda model: [projections(model, number, plan.steps) for number in FEW_ROWS])
-        result["projections"] = {str(number): 1000 * each for number, each in zip(FEW_ROWS, times, strict=True)}
-    return result
+        ENGINES.append(start(folder, plan))
+    # the first of each takes longer
+    for size in plan.batches:
+        decode(size, steps=1)
+    for length in plan.prompts:
+        prefill(length)
+    return {
+        "row": row,
+        "bytes after loading": resident("VmRSS"),
+        # by the config: vLLM packs weights in its own way, where they are no parameters any more
+        "parameters": sum(prod(shape) for shape in expected_shapes(config).values()),
+        "threads": torch.get_num_threads(),
+        "KV bytes per token": kv_bytes_per_token(ENGINES[0]),
+    }
 
 
 @torch.inference_mode()
-def projections(model: Any, num_rows: int, rounds: int) -> float:
+def projections(num_rows: int, steps: int) -> float:
     """Seconds of all layers' projections and MLPs for a few rows, without attention and norms."""
-    hidden_states = torch.randn(num_rows, model.config.hidden_size, dtype=model.model.norm.weight.dtype)
-    hidden_states = hidden_states.to(model.model.norm.weight.device)
-    times = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        for layer in model.model.layers:
-            query_key_value, _ = layer.self_attn.qkv_proj(hidden_states)
-            layer.self_attn.o_proj(query_key_value[:, : layer.self_attn.o_proj.input_size_per_partition].contiguous())
-            layer.mlp(hidden_states)
-        if hidden_states.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return median(times[1:])
+
+    def of_model(model: Any) -> float:
+        weight = model.model.norm.weight
+        hidden_states = torch.randn(num_rows, model.config.hidden_size, dtype=weight.dtype, device=weight.device)
+        times = []
+        for _ in range(steps + 1):
+            started = time.perf_counter()
+            for layer in model.model.layers:
+                states, _ = layer.self_attn.qkv_proj(hidden_states)
+                layer.self_attn.o_proj(states[:, : layer.self_attn.o_proj.input_size_per_partition].contiguous())
+                layer.mlp(hidden_states)
+            if hidden_states.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return median(times[1:])
+
+    return ENGINES[0].apply_model(of_model)[0]
 
 
 def start(folder: str, plan: Plan) -> Any:
@@ -167,40 +194,41 @@ def kv_bytes_per_token(llm: Any) -> float:
     return config.cache_config.kv_cache_memory_bytes / (requests * config.model_config.max_model_len)
 
 
-def add(llm: Any, name: str, length: int, max_tokens: int) -> None:
+def add(name: str, length: int, max_tokens: int) -> None:
     from vllm import SamplingParams, TokensPrompt
 
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=[7] * length), params)
+    ENGINES[0].llm_engine.add_request(name, TokensPrompt(prompt_token_ids=[7] * length), params)
 
 
-def timed_step(llm: Any) -> float:
+def timed_step() -> float:
     started = time.perf_counter()
-    llm.llm_engine.step()
+    ENGINES[0].llm_engine.step()
     return time.perf_counter() - started
 
 
-def decode(llm: Any, batch_size: int, steps: int) -> float:
+def finish() -> None:
+    while ENGINES[0].llm_engine.has_unfinished_requests():
+        ENGINES[0].llm_engine.step()
+
+
+def decode(batch_size: int, steps: int) -> float:
     """Seconds of a step in which every request decodes one token."""
     for number in range(batch_size):
-        add(llm, f"{batch_size}-{number}", CONTEXT, steps + 3)
-    llm.llm_engine.step()  # the prefill, and then two to warm up
-    timed_step(llm), timed_step(llm)
-    times = [timed_step(llm) for _ in range(steps)]
-    while llm.llm_engine.has_unfinished_requests():
-        llm.llm_engine.step()
+        add(f"{batch_size}-{number}", CONTEXT, steps + 3)
+    for _ in range(3):  # the prefill, and two to warm up
+        timed_step()
+    times = [timed_step() for _ in range(steps)]
+    finish()
     return median(times)
 
 
-def prefill(llm: Any, length: int) -> float:
-    """Seconds to the first token of a prompt alone, the faster of two."""
-    times = []
-    for number in range(2):
-        add(llm, f"prompt-{length}-{number}", length, 1)
-        times.append(timed_step(llm))
-        while llm.llm_engine.has_unfinished_requests():
-            llm.llm_engine.step()
-    return min(times)
+def prefill(length: int) -> float:
+    """Seconds to the first token of a prompt alone."""
+    add(f"prompt-{length}", length, 1)
+    seconds = timed_step()
+    finish()
+    return seconds
 
 
 if __name__ == "__main__":

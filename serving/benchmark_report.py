@@ -2,6 +2,7 @@
 """The tables and the plot of `benchmark`."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -14,36 +15,41 @@ from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import PUBLISHED, PUBLISHED_MS
 from benchmarks_plt.setting import device_name, versions
 
+IN_TURN = "plt-2, in turn"
 
-def write_report(folder: Path, plan: dict[str, Any], rows: list[str], results: list[dict[str, Any]]) -> None:
-    """`benchmark.md`, `.json` and `.png`, of the runs that there are."""
-    found = [row for row in rows if any(result["row"] == row for result in results)]
-    sections = [times(kind, found, results) for kind in ("decode", "prefill") if results[0][kind]]
+
+def write_report(
+    folder: Path, plan: dict[str, Any], engines: list[dict[str, Any]], rounds: list[dict[str, Any]]
+) -> None:
+    """`benchmark.md`, `.json` and `.png`, of the rounds that there are."""
+    sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain = [result for result in results if result["row"] == "plain"]
-    setting = {"device": device_name(device), "cpu_threads": plain[0]["threads"], "rounds": len(plain)}
-    setting |= {"parameters": plain[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
-    write(folder, "benchmark", setting, [*sections, projections(plain), memory(found, results)])
+    setting = {"device": device_name(device), "cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
+    setting |= {"parameters": engines[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
+    write(folder, "benchmark", setting, [*sections, projections(rounds), memory(engines)])
 
 
-def times(kind: str, rows: list[str], results: list[dict[str, Any]]) -> Section:
-    """Milliseconds of the fastest round, ratios to plain, and the spread of the rounds."""
+def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
+    """Milliseconds and ratios to plain, which ran in the same round: their median, and how far the rounds differ."""
     lines = []
-    for key in results[0][kind]:
-        best = {row: min(each[kind][key] for each in results if each["row"] == row) for row in rows}
-        worst = {row: max(each[kind][key] for each in results if each["row"] == row) for row in rows}
-        for row in rows:
-            line = {"row": row, {"decode": "batch", "prefill": "tokens"}[kind]: int(key)}
-            line |= {"ms": best[row], "slowest round / fastest": worst[row] / best[row]}
-            line |= {"tokens/s": 1000 * int(key) / best[row], "to plain": best[row] / best["plain"]}
-            if "plt-2, in turn" in best and row == "plt-2":
-                line["to plt-2 in turn"] = best[row] / best["plt-2, in turn"]
+    for number, by_row in rounds[0][kind].items():
+        for row in by_row:
+            each = [one[kind][number] for one in rounds]
+            ratios = [one[row] / one["plain"] for one in each]
+            milliseconds = median(one[row] for one in each)
+            line = {"row": row, {"decode": "batch", "prefill": "tokens"}[kind]: int(number), "ms": milliseconds}
+            line |= {"tokens/s": 1000 * int(number) / milliseconds, "to plain": median(ratios)}
+            line |= {"least": min(ratios), "greatest": max(ratios)}
+            if row == "plt-2" and IN_TURN in by_row:
+                line["to plt-2 in turn"] = median(one[row] / one[IN_TURN] for one in each)
             if kind == "decode":
                 line["paper, batch 4"] = PUBLISHED_MS.get(row, float("nan")) / PUBLISHED_MS["plain"]
             lines.append(line)
     table = pd.DataFrame(lines)
     title = {"decode": "A step in which every request decodes one token", "prefill": "A prompt alone"}[kind]
-    notes = [f"Paper: {PUBLISHED}."] if kind == "decode" else []
+    notes = ["Ratios are medians of the rounds, each to what ran in the same round; ms are medians too."]
+    if kind == "decode":
+        notes.append(f"Paper: {PUBLISHED}.")
     return Section(kind, title, table, notes, {kind: plot(table)})
 
 
@@ -55,26 +61,25 @@ def plot(table: pd.DataFrame) -> Figure:
     return axes.figure
 
 
-def projections(plain: list[dict[str, Any]]) -> Section:
+def projections(rounds: list[dict[str, Any]]) -> Section:
     """What some rows cost in the projections alone: a step of R loops and B requests has R * B rows."""
-    best = {rows: min(each["projections"][rows] for each in plain) for rows in plain[0]["projections"]}
-    table = pd.DataFrame([{"rows": int(rows), "ms": ms, "to one row": ms / best["1"]} for rows, ms in best.items()])
+    found = {rows: median(one["projections"][rows]["plain"] for one in rounds) for rows in rounds[0]["projections"]}
+    table = pd.DataFrame([{"rows": int(rows), "ms": ms, "to one row": ms / found["1"]} for rows, ms in found.items()])
     return Section("projections", "All projections and MLPs of the plain model, by the number of rows", table, [])
 
 
-def memory(rows: list[str], results: list[dict[str, Any]]) -> Section:
+def memory(engines: list[dict[str, Any]]) -> Section:
     """Bytes of the process after loading and at most, and of the cache by vLLM's own report."""
-    first = {row: next(each for each in results if each["row"] == row) for row in rows}
     table = pd.DataFrame(
         [
             {
-                "row": row,
-                "KV bytes per token": first[row]["KV bytes per token"],
-                "to plain": first[row]["KV bytes per token"] / first["plain"]["KV bytes per token"],
-                "GB after loading": first[row]["bytes after loading"] / 1e9,
-                "GB at most": first[row]["bytes at most"] / 1e9,
+                "row": engine["row"],
+                "KV bytes per token": engine["KV bytes per token"],
+                "to plain": engine["KV bytes per token"] / engines[0]["KV bytes per token"],
+                "GB after loading": engine["bytes after loading"] / 1e9,
+                "GB at most": engine["bytes at most"] / 1e9,
             }
-            for row in rows
+            for engine in engines
         ]
     )
     note = (
