@@ -17,7 +17,7 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-EXPERIMENTS ?= reach scales hops nested mano capo language window
+EXPERIMENTS ?= reach scales hops mano capo language window
 
 .PHONY: demo results serve test test-serve test-all lint format types docs docs/tools.md build clean
 
