@@ -109,8 +109,9 @@ class Quantizer(NamedTuple):
     rounding: float = 1e-4  # of the logits, relative: some round what goes into a layer too
 
 
+# with the bf16 instructions of AVX-512 it multiplies in bf16, where no gradient is wanted
 BITSANDBYTES_4 = Quantizer(
-    "bitsandbytes", "4 bits (NF4): `BitsAndBytesConfig`", bitsandbytes_4bit, "Linear4bit", 0.5625
+    "bitsandbytes", "4 bits (NF4): `BitsAndBytesConfig`", bitsandbytes_4bit, "Linear4bit", 0.5625, rounding=0.1
 )
 BITSANDBYTES_8 = Quantizer(
     "bitsandbytes", "8 bits: `BitsAndBytesConfig`", bitsandbytes_8bit, "Linear8bitLt", rounding=0.2
@@ -281,5 +282,6 @@ def test_qlora_trains_on_4_bit_layers(tmp_path, folders):
     assert curve[-1] < 0.9 * curve[0]
     model.eval().save_pretrained(tmp_path / "adapter")
     again = PeftModel.from_pretrained(bitsandbytes_4bit(folders["plt"]), tmp_path / "adapter").eval()
-    assert torch.equal(again(input_ids).logits, model(input_ids).logits)
+    with torch.inference_mode():
+        assert torch.equal(again(input_ids).logits, model(input_ids).logits)
     assert_cached_equals_uncached(again, input_ids)
