@@ -41,6 +41,11 @@ def time_interleaved(
     return pd.DataFrame(lines, columns=names).iloc[WARMUP_ROUNDS:]
 
 
+def ratios_to_plain(times: pd.DataFrame) -> pd.DataFrame:
+    """Of the times of `time_interleaved`, each to that of plain in the same round."""
+    return times.div(times[PLAIN.name], axis="index")
+
+
 def measure_rows(
     weights: SharedWeights,
     rows: list[Row],
@@ -64,7 +69,7 @@ def measure_rows(
         samples = {name: make_sample(model, **point) for name, model in models.items()}
         description = ", ".join([label, *(f"{name} {value}" for name, value in point.items())])
         times = time_interleaved(samples, rounds, description, per_sample)
-        ratios = times.div(times[PLAIN.name], axis="index")
+        ratios = ratios_to_plain(times)
         names = {"row": list(models), "passes": [row.num_passes for row in rows]}
         figures = {label: times.median(), "min": times.min(), "max": times.max(), "ratio to plain": ratios.median()}
         by_round = {label: times, "ratio to plain": ratios}

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import PUBLISHED, PUBLISHED_MS
 from benchmarks_plt.setting import device_name, versions
+from benchmarks_plt.timing import ratios_to_plain
 
 IN_TURN = "plt-2, in turn"
 
@@ -31,21 +32,19 @@ def write_report(
 
 def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
     """Milliseconds and ratios to plain, which ran in the same round: their median, and how far the rounds differ."""
-    lines = []
-    for number, by_row in rounds[0][kind].items():
-        for row in by_row:
-            each = [one[kind][number] for one in rounds]
-            ratios = [one[row] / one["plain"] for one in each]
-            milliseconds = median(one[row] for one in each)
-            line = {"row": row, {"decode": "batch", "prefill": "tokens"}[kind]: int(number), "ms": milliseconds}
-            line |= {"tokens/s": 1000 * int(number) / milliseconds, "to plain": median(ratios)}
-            line |= {"least": min(ratios), "greatest": max(ratios)}
-            if row == "plt-2" and IN_TURN in by_row:
-                line["to plt-2 in turn"] = median(one[row] / one[IN_TURN] for one in each)
-            if kind == "decode":
-                line["paper, batch 4"] = PUBLISHED_MS.get(row, float("nan")) / PUBLISHED_MS["plain"]
-            lines.append(line)
-    table = pd.DataFrame(lines)
+    tables = []
+    for number in rounds[0][kind]:
+        milliseconds = pd.DataFrame([one[kind][number] for one in rounds])
+        ratios, middle = ratios_to_plain(milliseconds), milliseconds.median()
+        figures = {{"decode": "batch", "prefill": "tokens"}[kind]: int(number), "ms": middle}
+        figures |= {"tokens/s": 1000 * int(number) / middle, "to plain": ratios.median()}
+        figures |= {"least": ratios.min(), "greatest": ratios.max()}
+        if kind == "decode":
+            figures["paper, batch 4"] = pd.Series(PUBLISHED_MS) / PUBLISHED_MS["plain"]
+        if {"plt-2", IN_TURN} <= set(milliseconds):
+            figures["to plt-2 in turn"] = milliseconds[["plt-2"]].div(milliseconds[IN_TURN], axis="index").median()
+        tables.append(pd.DataFrame(figures, index=milliseconds.columns.rename("row")).reset_index())
+    table = pd.concat(tables, ignore_index=True)
     title = {"decode": "A step in which every request decodes one token", "prefill": "A prompt alone"}[kind]
     notes = ["Ratios are medians of the rounds, each to what ran in the same round; ms are medians too."]
     if kind == "decode":

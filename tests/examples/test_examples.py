@@ -21,7 +21,6 @@ from transformers import AutoTokenizer
 from benchmarks_plt import compare, models
 from benchmarks_plt.sizes import SIZES
 
-# one worker trains the models that these tests share
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
