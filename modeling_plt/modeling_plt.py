@@ -33,6 +33,7 @@ from .gate_names_plt import read_both_gate_names
 from .generation_plt import PLTGenerationMixin
 from .pads_plt import Pads
 from .passes_plt import Pass, passes, shift
+from .peft_targets_plt import tell_peft
 from .refusals_plt import refuse_unusable, refuse_wrong_inputs
 from .sequence_plt import NewTokens, read_tokens
 from .tail_plt import tail
@@ -130,6 +131,7 @@ class PLTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: PLTConfig, *args: Any, **kwargs: Any):
         config.validate()  # overrides in `from_pretrained` have set one field at a time
         super().__init__(config, *args, **kwargs)
+        tell_peft(config.model_type)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Operations of forward and backward for a batch, 6 per token and weight: the layers count once per loop.

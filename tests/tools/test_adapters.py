@@ -119,10 +119,9 @@ def test_prefix_tuning_is_refused(refused):
         adapt(peft.PrefixTuningConfig(num_virtual_tokens=3))(tiny_ids(1, 9))
 
 
-@pytest.mark.proves(tool="peft", what="LoRA without `target_modules`")
-def test_an_adapter_without_targets_is_refused(refused):
-    with refused(ValueError, "specify `target_modules`"):
-        adapt(peft.LoraConfig())
+@pytest.mark.proves(tool="peft", what="LoRA without `target_modules`: `q_proj` and `v_proj`, as for Llama")
+def test_an_adapter_without_targets_is_that_of_llama():
+    assert adapt(peft.LoraConfig()).peft_config["default"].target_modules == {"q_proj", "v_proj"}
 
 
 @pytest.mark.proves(tool="peft", what="`add_adapter` of transformers 5.24, for any model")
