@@ -25,8 +25,8 @@ def check_count(value: int | None) -> None:
         raise ValueError(f"must be an integer of at least 1, got {value}.")
 
 
-def check_finite(value: float) -> None:
-    if not math.isfinite(value):
+def check_finite(value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {value}.")
 
 
@@ -35,7 +35,7 @@ def count(default: int | None) -> Any:
     return validated_field(check_count, default=default)
 
 
-def scale(default: float) -> Any:
+def scale(default: float | None) -> Any:
     """A factor, checked as a count is."""
     return validated_field(check_finite, default=default)
 
@@ -66,7 +66,9 @@ class PLTConfig(PreTrainedConfig):
         "hidden"  # the gate reads the layer input (own norm), or each head's query
     )
     embedding_scale: float | int = scale(1.0)  # weight of the embedding in the input of later loops
-    hidden_scale: float | int = scale(1.0)  # weight of the previous loop's state in the input of later loops
+    # weight of the previous loop's state in the input of later loops. A normed state has size 1, a new embedding
+    # `initializer_range`; that is the default, with which both weigh the same when training starts
+    hidden_scale: float | int | None = scale(None)
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
     one_pass: bool = True  # the loops of a new token run in one pass; False: one after another, the same logits
     learned_scales: bool = False  # the two scales are parameters, and these values their start
@@ -80,7 +82,7 @@ class PLTConfig(PreTrainedConfig):
     head_dim: int | None = count(None)
     hidden_act: str = "silu"
     max_position_embeddings: int = count(2048)
-    initializer_range: float | int = 0.02
+    initializer_range: float | int = scale(0.02)
     rms_norm_eps: float | int = 1e-6
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -102,6 +104,8 @@ class PLTConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
+        if self.hidden_scale is None:
+            self.hidden_scale = self.initializer_range
         self.refuse_misspelled(kwargs)
         # transformers keeps one plan per class; ours depends on the fields
         self.base_model_tp_plan = self.tensor_parallel_plan()  # type: ignore[misc]
@@ -162,6 +166,9 @@ class PLTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check that sizes fit together; `@strict` calls all `validate_*` methods."""
+        for name in ("num_key_value_heads", "attention_output_bias", "hidden_scale"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` may be None only when a config is made, not in an edit or an override.")
         if self.head_dim is None:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads` unless `head_dim` is given, got "

@@ -153,6 +153,7 @@ class PLTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         if isinstance(module, PLTModel) and self.config.has_learned_scales:
+            assert self.config.hidden_scale is not None  # as above
             init.constant_(module.embedding_scale, self.config.embedding_scale)
             init.constant_(module.hidden_scale, self.config.hidden_scale)
 
@@ -168,6 +169,7 @@ class PLTModel(PLTPreTrainedModel):
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if config.has_learned_scales:
+            assert config.hidden_scale is not None  # the config has filled it in
             self.embedding_scale = nn.Parameter(torch.full((1,), float(config.embedding_scale)))
             self.hidden_scale = nn.Parameter(torch.full((1,), float(config.hidden_scale)))
         self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads no field that ours lacks
@@ -296,7 +298,7 @@ class PLTModel(PLTPreTrainedModel):
         previous: Any = states[loop_idx - 1].to(embeds.device) if states else None
         if self.config.loop_shift:
             previous = shift(previous, carry[loop_idx - 1].to(embeds.device), tokens.follows, tokens.pads)
-        scales = self if self.config.has_learned_scales else self.config
+        scales: Any = self if self.config.has_learned_scales else self.config
         return scales.embedding_scale * embeds + scales.hidden_scale * tail(previous, num_positions)
 
     def run_layers(

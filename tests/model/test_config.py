@@ -1,5 +1,7 @@
 """The configuration says what is allowed, and keeps what it was given."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +31,7 @@ from modeling_plt import PLTForCausalLM
         ("num_key_value_heads", 3, "multiple of `num_key_value_heads`"),
         ("rms_norm_eps", 0.0, "above 0"),
         ("initializer_range", -0.1, "above 0"),
+        ("initializer_range", float("inf"), "finite"),
         ("attention_dropout", 1.0, r"\[0, 1\)"),
     ],
 )
@@ -73,7 +76,33 @@ def test_defaults_are_those_of_the_papers():
     config = PLTConfig()
     assert (config.num_loops, config.loop_shift, config.loop_attention) == (2, True, "gated_window")
     assert (config.sliding_window, config.gate_input, config.loop_norm) == (64, "hidden", True)
-    assert (config.embedding_scale, config.hidden_scale) == (1.0, 1.0)
+    assert (config.embedding_scale, config.hidden_scale) == (1.0, config.initializer_range)
+
+
+def test_the_states_scale_is_that_of_new_embeddings_and_saved_as_a_number(tmp_path):
+    PLTConfig(initializer_range=0.06).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_scale"] == 0.06
+    # a trained model keeps the scale it was trained with
+    assert PLTConfig.from_pretrained(tmp_path, initializer_range=0.5).hidden_scale == 0.06
+    assert PLTConfig(hidden_scale=None, initializer_range=0.3).hidden_scale == 0.3
+    assert PLTConfig(hidden_scale=1).hidden_scale == 1
+
+
+def test_a_configuration_that_was_saved_with_another_default_keeps_its_scale():
+    assert PLTConfig.from_dict({"hidden_scale": 1.0, "initializer_range": 0.06}).hidden_scale == 1.0
+
+
+@pytest.mark.parametrize("field", ["hidden_scale", "num_key_value_heads", "attention_output_bias"])
+def test_what_a_new_configuration_fills_in_cannot_be_taken_away(tmp_path, field):
+    """Which scale would None mean in a trained model: its own, or that of a new one?"""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    expected = f"`{field}` may be None only when a config is made, not in an edit or an override"
+    with pytest.raises(StrictDataclassError, match=expected):
+        PLTForCausalLM.from_pretrained(tmp_path, **{field: None})
+    setattr(model.config, field, None)
+    with pytest.raises(StrictDataclassError, match=expected):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_saved_configuration_returns_unchanged(tmp_path):

@@ -40,6 +40,11 @@ def test_published_models_have_as_many_parameters(tokenizer, preset, fields, exp
     assert config.num_loops == 2 and config.loop_attention == "gated_window" and config.loop_shift
 
 
+def test_every_preset_starts_its_states_about_as_small_as_its_embeddings(tokenizer):
+    scales = {name: build_config(ModelArguments(config=name), tokenizer).hidden_scale for name in PRESETS}
+    assert scales == {"tiny": 0.05, "plt-1.2b": 0.02, "loopcoder-v2-7b": 0.053}
+
+
 def test_the_tokenizer_completes_a_config(tokenizer, tmp_path):
     config = build_config(ModelArguments(), tokenizer)
     assert config.vocab_size == len(tokenizer) == 257
