@@ -17,7 +17,12 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
 from modeling_plt import PLTForCausalLM
+from training_plt.decay import SpareGatesAndScales
 from training_plt.presets import PRESETS
+
+
+class PLTTrainer(SpareGatesAndScales, Trainer):
+    """A Trainer whose weight decay leaves the gates alone."""
 
 
 def main() -> None:
@@ -53,7 +58,7 @@ def main() -> None:
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
     )
-    trainer = Trainer(
+    trainer = PLTTrainer(
         model, arguments, train_dataset=rows["train"], eval_dataset=rows["test"], processing_class=tokenizer
     )
     trainer.train()

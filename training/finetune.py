@@ -28,6 +28,7 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .decay import SpareGatesAndScales
 from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
 from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
@@ -44,6 +45,10 @@ folder = "."  # or the path of this folder
 model = AutoPeftModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 """
+
+
+class ChatTrainer(SpareGatesAndScales, SFTTrainer):
+    """TRL's trainer, which decays matrices and embeddings."""
 
 
 def prepare(
@@ -64,7 +69,7 @@ def prepare(
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
     set_seed(args.seed)  # of the adapter, which is made before Trainer sets it
-    trainer = SFTTrainer(
+    trainer = ChatTrainer(
         load_model(base, quantized=True),
         args,
         train_dataset=chats,

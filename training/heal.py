@@ -26,6 +26,7 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .decay import SpareGatesAndScales, is_gate_or_scale
 from .distillation import DistillationArguments, add_teacher
 from .healing import RampArguments, Ramps
 from .progress import LossPlot, SampleText, Speed
@@ -35,8 +36,6 @@ from .save_whole import save_whole
 from .saved import load_config, load_to_train, load_tokenizer_of
 from .texts import TextArguments, load_texts
 from .trainer_arguments import PretrainingArguments
-
-NEW = ("plt_gate.", "embedding_scale", "hidden_scale")  # what a source does not have
 
 
 @dataclass
@@ -68,8 +67,8 @@ class HealingArguments(PretrainingArguments):
     eval_on_start: bool = True  # FSDP2 cannot evaluate before it has prepared a training
 
 
-class HealingTrainer(Trainer):
-    """A Trainer that gives what is new a learning rate of its own."""
+class HealingTrainer(SpareGatesAndScales, Trainer):
+    """A Trainer that gives gates and scales, which a source does not have, a learning rate of their own."""
 
     def __init__(self, *args: Any, new_rate: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -78,7 +77,7 @@ class HealingTrainer(Trainer):
     def create_optimizer(self, *args: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args)
         model = args[0] if args and args[0] is not None else self.model
-        new = [each for name, each in model.named_parameters() if any(part in name for part in NEW)]
+        new = [parameter for name, parameter in model.named_parameters() if is_gate_or_scale(name)]
         ids = {id(parameter) for parameter in new}
         for group in optimizer.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]

@@ -13,15 +13,16 @@ class MuonAndAdamW(Optimizer):
     """`torch.optim.Muon` and `AdamW` with one learning rate.
 
     Muon's updates are scaled to the size of AdamW's (`match_rms_adamw`, arXiv 2502.16982), so that a rate serves both.
-    As with Trainer's AdamW, norms and biases do not decay.
+    Of what AdamW has, that decays which is named. The matrices of the layers all do.
     """
 
-    def __init__(self, model: nn.Module, arguments: TrainingArguments):
+    def __init__(self, model: nn.Module, arguments: TrainingArguments, decaying: list[str]):
         matrices, others = split_parameters(model)
+        named = {id(parameter) for name, parameter in model.named_parameters() if name in set(decaying)}
         shared = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
         groups = [
-            {"params": [each for each in others if each.dim() > 1]},
-            {"params": [each for each in others if each.dim() == 1], "weight_decay": 0.0},
+            {"params": [each for each in others if id(each) in named]},
+            {"params": [each for each in others if id(each) not in named], "weight_decay": 0.0},
         ]
         self.muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **shared)
         betas = (arguments.adam_beta1, arguments.adam_beta2)

@@ -36,6 +36,9 @@ class ModelArguments:
         default=0.0, metadata={"help": "weight of the sum of the earlier loops' losses; 0 trains the last loop only"}
     )
     muon: bool = field(default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for the rest"})
+    decay_gates_and_scales: bool = field(
+        default=False, metadata={"help": "weight decay for gates and learned scales too, as in release 0.1"}
+    )
     prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class ModelArguments:
         given += ["set"] * bool(self.set)
         if self.model is not None and given:
             raise ValueError(f"`--model` brings its shape and its tokenizer with it, got `--{given[0]}` too.")
+        if self.muon and self.decay_gates_and_scales:
+            raise ValueError("`--decay_gates_and_scales` is for AdamW alone, got `--muon` too.")
 
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PLTConfig:

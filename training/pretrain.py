@@ -25,6 +25,7 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .decay import SpareGatesAndScales, decaying_names
 from .losses import add_earlier_loops
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
@@ -38,14 +39,16 @@ from .tokenizer import load_tokenizer, train_tokenizer
 from .trainer_arguments import PretrainingArguments
 
 
+class PretrainingTrainer(SpareGatesAndScales, Trainer):
+    """A Trainer that decays matrices and embeddings."""
+
+
 def settings_of(
     config: PLTConfig, model: ModelArguments, texts: TextArguments, training: TrainingArguments
 ) -> dict[str, Any]:
     """What a resumed run must not change."""
-    chosen = {
-        name: getattr(model, name) for name in ("model", "tokenizer", "bpe_size", "earlier_loops_weight", "muon")
-    }
-    return fixed_settings(config, texts, training) | chosen
+    names = ("model", "tokenizer", "bpe_size", "earlier_loops_weight", "muon", "decay_gates_and_scales")
+    return fixed_settings(config, texts, training) | {name: getattr(model, name) for name in names}
 
 
 def prepare(
@@ -70,13 +73,14 @@ def prepare(
         if training.label_smoothing_factor:
             raise NotImplementedError("`--earlier_loops_weight` does not go with `--label_smoothing_factor`.")
         add_earlier_loops(model, model_arguments.earlier_loops_weight)
-    trainer = Trainer(
+    trainer = PretrainingTrainer(
         model,
         training,
         **data,
         callbacks=[Speed(), SampleText(model_arguments.prompt), LossPlot(), KeepSettings(settings)],
         optimizers=(choose_optimizer(model, model_arguments, training), None),
     )
+    trainer.decay_gates_and_scales = model_arguments.decay_gates_and_scales
     return trainer, checkpoint
 
 
@@ -122,7 +126,7 @@ def choose_optimizer(
         return None
     if training.fsdp_plugin_args is not None or training.deepspeed:
         raise NotImplementedError("`--muon` needs whole matrices, and does not go with FSDP or DeepSpeed.")
-    return MuonAndAdamW(model, training)
+    return MuonAndAdamW(model, training, decaying_names(model))
 
 
 def save(trainer: Trainer, command: str, model: ModelArguments, texts: TextArguments) -> None:

@@ -76,6 +76,7 @@ def logits_of(model) -> torch.Tensor:
 def test_all_weights_are_trained_and_saved(run, chat_folder, tmp_path):
     trainer = run()
     assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
+    assert not any("plt_gate" in name for name in trainer.get_decay_parameter_names(trainer.model))
     saved = PLTForCausalLM.from_pretrained(tmp_path / "output")
     assert torch.equal(logits_of(saved), logits_of(trainer.model))
     before = PLTForCausalLM.from_pretrained(chat_folder).state_dict()

@@ -126,6 +126,16 @@ def trainer_of(arguments):
     return pretrain.prepare(*parse(None, classes, arguments))[0]
 
 
+@pytest.mark.parametrize("more, decays", [([], False), (["--decay_gates_and_scales"], True)])
+def test_gates_decay_where_that_is_asked_for_only(folder, tmp_path, more, decays):
+    trainer = trainer_of(flags(folder, tmp_path, *more))
+    groups = trainer.create_optimizer().param_groups
+    decaying = {id(each) for group in groups if group["weight_decay"] for each in group["params"]}
+    gate = trainer.model.model.layers[0].self_attn.plt_gate
+    assert (id(gate.weight) in decaying) == decays
+    assert id(trainer.model.model.embed_tokens.weight) in decaying
+
+
 @pytest.mark.parametrize("weight", [0, 0.3])
 def test_accumulated_gradients_are_those_of_one_large_batch(folder, tmp_path, weight):
     """One step of plain gradient descent moves the weights by the gradients."""
@@ -232,6 +242,7 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
         (["--remove_unused_columns", "true"], "`--remove_unused_columns` must be false"),
         (["--earlier_loops_weight", "1", "--label_smoothing_factor", "0.1"], "does not go with"),
         (["--attn_implementation", "flash_attention_2"], "invalid choice"),
+        (["--muon", "--decay_gates_and_scales"], "is for AdamW alone"),
     ],
 )
 def test_wrong_input_is_refused_before_training(refusal, more, message):
