@@ -8,10 +8,9 @@ import re
 import pytest
 import torch
 
-from benchmarks_plt.rows import ROWS
 from training_plt import experiment as command
 from training_plt.experiments import load, names
-from training_plt.experiments.harness.definition import Cell, Experiment, Run
+from training_plt.experiments.harness.definition import ALL_ROWS, Cell, Experiment, Run
 from training_plt.experiments.harness.examples import NO_ANSWER, Examples
 from training_plt.experiments.harness.plan import missing_runs
 from training_plt.experiments.harness.report import write_report
@@ -60,7 +59,7 @@ def fast(monkeypatch, tmp_path):
 def test_every_experiment_has_a_question_and_known_rows(name):
     found = load(name)
     assert found.name == name and found.question.endswith("?")
-    assert {cell.row for cell in found.cells} <= set(ROWS)
+    assert {cell.row for cell in found.cells} <= set(ALL_ROWS)
     runs = [Run(found, cell, rate, seed) for cell in found.cells for rate in found.learning_rates for seed in (0, 1)]
     assert len({run.name for run in runs}) == len(runs)
 
@@ -68,7 +67,7 @@ def test_every_experiment_has_a_question_and_known_rows(name):
 @pytest.mark.parametrize("name", [name for name in names() if name != "language"])
 def test_rows_of_one_depth_have_as_many_parameters_but_for_the_gate(name):
     found = load(name)
-    models = [build(Run(found, cell, 1e-3, 1)) for cell in found.cells if cell.row != "deep-2"]
+    models = [build(Run(found, cell, 1e-3, 1)) for cell in found.cells if not cell.row.startswith("deep")]
     sizes = {
         (model.config.num_hidden_layers, sum(p.numel() for n, p in model.named_parameters() if "plt_gate" not in n))
         for model in models
@@ -103,6 +102,66 @@ def test_training_lowers_the_loss():
     assert result["losses"][-1] < 0.8 * result["losses"][0]
     chance = sum(score["bits"] for score in result["scores"]) / 2
     assert chance < math.log2(4), "it knows that four of the tokens are letters"
+
+
+def test_a_smeared_model_adds_the_embedding_before_its_channels_moved():
+    run = Run(FAST, Cell("plt-2", smears=True), 1e-3, 1)
+    smeared, usual = build(run), build(Run(FAST, Cell("plt-2"), 1e-3, 1))
+    usual.load_state_dict(smeared.state_dict())
+    ids = torch.tensor([[3, 1, 2, 0, 2]])
+    own = usual.get_input_embeddings()(ids)
+    rows = [own[0, 0]]
+    for position in range(1, 5):
+        before, moved = own[0, position - 1], torch.empty(32)
+        for channel in range(32):
+            moved[(channel + 17) % 32] = before[channel]
+        rows.append(own[0, position] + moved)
+    torch.testing.assert_close(smeared(ids).logits, usual(inputs_embeds=torch.stack(rows)[None]).logits)
+    assert not torch.allclose(smeared(ids).logits, usual(ids).logits, atol=1e-3)
+
+
+def test_a_longer_cell_has_more_steps_and_the_rate_of_its_row(tmp_path):
+    longer, fixed = Cell("plain", longer=3), Cell("plain", learning_rate=0.5)
+    experiment = dataclasses.replace(FAST, cells=(FAST.cells[0], longer, fixed), tuning_steps=1)
+    store = Store(tmp_path)
+    for rate in FAST.learning_rates:
+        tuning = Run(experiment, FAST.cells[0], rate, 0)
+        store.write(tuning, canned(tuning, bits=rate))
+    runs = list(missing_runs(experiment, list(experiment.cells), [1], store))
+    assert [(run.cell.name, run.steps, run.learning_rate) for run in runs] == [
+        ("plain", 2, 1e-3),
+        ("plain, 3 times the steps", 6, 1e-3),
+        ("plain, rate 0.5", 2, 0.5),
+    ]
+    assert len({run.name for run in runs}) == 3
+
+
+def test_tuning_asks_the_validation_where_the_experiment_has_one():
+    plain = dataclasses.replace(FAST, task=Hops(num_tests=30, length=12, max_hops=2))
+    validated = dataclasses.replace(plain, validates=True)
+    for experiment, seed, expected in ((plain, 0, "test"), (validated, 0, "validation"), (validated, 1, "test")):
+        run = Run(experiment, Cell("plain"), 1e-3, seed)
+        asked = getattr(experiment.task, expected)()
+        result = measure(run)
+        counts = {group: int((asked.groups[asked.labels != NO_ANSWER] == group).sum()) for group in (1, 2)}
+        assert {score["group"]: score["count"] for score in result["scores"]} == counts
+        assert result.get("asks_validation", False) == (expected == "validation")
+    test, validation = (part.groups.eq(1).sum() for part in (plain.task.test(), plain.task.validation()))
+    assert test != validation, "the counts tell them apart"
+
+
+def test_a_result_of_before_a_field_of_the_config_stands_for_its_default(tmp_path):
+    run = Run(FAST, FAST.cells[1], 1e-3, 1)
+    store = Store(tmp_path)
+    older = canned(run)
+    del older["config"]["learned_scales"]
+    older["config"]["transformers_version"] = "4.0"
+    store.write(run, older)
+    assert store.read(run) is not None
+    older["config"]["sliding_window"] = 3
+    store.write(run, older)
+    with pytest.raises(ValueError, match="with config = "):
+        store.read(run)
 
 
 def test_a_frozen_gate_stays_at_one_half():

@@ -1,22 +1,32 @@
 """The tasks of the experiments, against solvers that share no code with them."""
 
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from training_plt.experiments import language
 from training_plt.experiments.capo import Capo
+from training_plt.experiments.harness import python_text
 from training_plt.experiments.harness.examples import NO_ANSWER
 from training_plt.experiments.hops import Hops
 from training_plt.experiments.mano import Mano
 from training_plt.experiments.nested import Nested
 from training_plt.experiments.reach import Reach
+from training_plt.experiments.swaps import Swaps
 
+ROOT = Path(__file__).parents[2]
 TASKS = {
     "hops": Hops(num_tests=64),
     "reach": Reach(num_tests=64),
     "nested": Nested(num_tests=64),
     "mano": Mano(num_tests=256),
+    "swaps": Swaps(num_tests=64),
 }
+KEPT = {"train": "train/again.py", "test": "test/new.py"}  # what each of the packages below gives
 
 
 def hop(letters: list[int], start: int, hops: int) -> int | None:
@@ -172,20 +182,73 @@ def packages(tmp_path, monkeypatch):
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = [(split, split, "1.0", sorted((tmp_path / split).iterdir())) for split in ("test", "train")]
-    monkeypatch.setattr(language, "read_packages", lambda: iter(found))
-    language.read_splits.cache_clear()
-    language.tokens_of.cache_clear()
+    monkeypatch.setattr(python_text, "files_of", lambda package: sorted((tmp_path / package.name).iterdir()))
+
+    hashes = {name: hashlib.sha256(texts[file].encode()).hexdigest() for name, file in KEPT.items()}
+
+    def pin(**sha256: str) -> None:
+        """Pin what the packages give, or these hashes."""
+        pinned = [
+            {"split": name, "name": name, "version": "1.0", "sha256": digest}
+            for name, digest in (hashes | sha256).items()
+        ]
+        monkeypatch.setattr(python_text, "pinned", lambda: {"packages": pinned, "bytes": {}, "sha256": {}})
+        python_text.read_documents.cache_clear()
+        language.tokens_of.cache_clear()
+
+    texts["pin"] = pin
+    pin()
     yield texts
-    language.read_splits.cache_clear()
+    python_text.read_documents.cache_clear()
     language.tokens_of.cache_clear()
 
 
 def test_copies_and_near_copies_are_left_out(packages):
-    documents, versions = language.read_splits(10_000)
+    documents = python_text.read_documents()
     assert [document.decode() for document in documents["train"]] == [packages["train/again.py"]]
     assert [document.decode() for document in documents["test"]] == [packages["test/new.py"]]
-    assert versions == {"train": {"train": "1.0"}, "test": {"test": "1.0"}}
+
+
+def test_a_text_that_is_not_the_pinned_one_is_refused_by_the_name_of_its_package(packages):
+    packages["pin"](test="0" * 64)
+    with pytest.raises(ValueError, match="files of test 1.0 must be those of the pinned text.*000000000000, got"):
+        python_text.read_documents()
+
+
+def test_releases_that_are_missing_are_named_as_pip_takes_them(packages, monkeypatch):
+    monkeypatch.setattr(python_text, "files_of", lambda package: None)
+    python_text.read_documents.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install --no-deps --target runs/text train==1.0 test==1.0`"):
+        python_text.read_documents()
+
+
+def test_a_release_is_found_by_its_version_where_it_was_fetched_or_is_installed(tmp_path, monkeypatch):
+    fetched = tmp_path / "one-1.5.dist-info"
+    fetched.mkdir()
+    (fetched / "METADATA").write_text("Name: one\nVersion: 1.5+cpu\n")
+    (fetched / "RECORD").write_text("one/a.py,,\none/tests/b.py,,\n")
+    for file in ("one/a.py", "one/tests/b.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("1")
+    monkeypatch.setattr(python_text, "folders", lambda: [str(tmp_path)])
+    package = python_text.Package("train", "one", "1.5", "")
+    assert python_text.files_of(package) == [tmp_path / "one/a.py"]
+    assert python_text.files_of(dataclasses.replace(package, version="1.6")) is None
+    assert python_text.files_of(dataclasses.replace(package, name="two")) is None
+    installed = python_text.Package("train", "torch", torch.__version__, "")
+    monkeypatch.undo()
+    assert python_text.files_of(installed)
+
+
+def test_another_python_is_refused_by_its_version():
+    with pytest.raises(ValueError, match=r"needs the library of Python 3\.1\.4, this is Python 3\."):
+        python_text.files_of(python_text.Package("train", "python", "3.1.4", ""))
+
+
+def test_the_pinned_text_is_that_of_every_published_run():
+    files = [file for name in ("language", "window") for file in (ROOT / "results" / name).glob("*.json")]
+    tasks = [json.loads(file.read_text())["task"] for file in files]
+    assert len(tasks) > 60 and all(task == language.Language().describe() for task in tasks)
 
 
 def test_language_is_asked_byte_by_byte(packages):
@@ -197,14 +260,28 @@ def test_language_is_asked_byte_by_byte(packages):
     trained = packages["train/again.py"].encode()
     for row in task.train(50, seed=1).input_ids.tolist():
         assert bytes(row[1:]) in trained and (row[0] == language.START or bytes(row) in trained)
-    assert task.describe()["bytes"]["test"] == len(text)
 
 
-def test_a_package_gives_no_more_than_its_share(packages):
-    assert sum(map(len, language.read_splits(100)[0]["train"])) == 100
+def test_a_package_gives_no_more_than_its_share():
+    assert list(python_text.capped([b"123", b"456", b"789"], 5)) == [b"123", b"45"]
 
 
-def test_packages_are_held_out_by_name():
-    splits = {language.split_of(f"package-{number}") for number in range(100)}
-    assert splits == {"train", "test"}
-    assert language.split_of("NumPy") == language.split_of("numpy")
+def test_answers_of_swaps_are_where_the_first_object_is():
+    task = Swaps(num_tests=50, length=9)
+    names = [*task.pairs, *range(task.num_boxes)]
+    assert len(names) == task.vocab_size == 15
+    for examples in (task.test(), task.validation(), task.train(50, seed=1)):
+        for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
+            boxes = list(range(task.num_boxes))  # what is in each
+            assert labels[0] == NO_ANSWER
+            for step, (token, label, group) in enumerate(zip(ids, labels[1:], groups[1:], strict=False)):
+                here, there = names[token]
+                boxes[here], boxes[there] = boxes[there], boxes[here]
+                assert names[label] == boxes.index(0) and group == {0: 4, 1: 8, 2: 12}[step // 4]
+
+
+def test_rates_are_chosen_on_sequences_that_no_table_shows():
+    task = Swaps(num_tests=200, length=3)  # of which there are few
+    test = {tuple(row) for row in task.test().input_ids.tolist()}
+    validation = {tuple(row) for row in task.validation().input_ids.tolist()}
+    assert validation and not test & validation

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .harness.definition import Cell, Experiment, GeneratedTask
 from .harness.examples import Examples
-from .harness.sizes import FIELDS
+from .harness.sizes import FIELDS, SMEARED
 from .hops import answers_of, as_examples, one_hop, random_letters
 
 
@@ -49,6 +49,7 @@ EXPERIMENT = Experiment(
     fields=FIELDS | {"num_hidden_layers": 1},
     cells=(
         *(Cell(row) for row in ("plain", "loop-2", "shift-2", "shared-2")),
+        SMEARED,
         *(Cell("plt-2", {"sliding_window": window}) for window in WINDOWS),
         *(Cell("plt-3", {"sliding_window": window}) for window in (8, 1)),
         Cell("deep-2"),

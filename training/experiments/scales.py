@@ -13,7 +13,10 @@ EXPERIMENT = Experiment(
     task=Reach(),
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 1, "sliding_window": EVERYTHING},
-    cells=tuple(Cell(row, {"hidden_scale": scale}) for row in ("loop-2", "plt-2") for scale in (0.06, 0.25, 1.0)),
+    cells=(
+        *(Cell(row, {"hidden_scale": scale}) for row in ("loop-2", "plt-2") for scale in (0.06, 0.25, 1.0)),
+        *(Cell(row, {"hidden_scale": 1.0}, longer=4) for row in ("loop-2", "plt-2")),
+    ),
     learning_rates=(2e-3, 4e-3, 8e-3),
     steps=600,
     batch_size=32,

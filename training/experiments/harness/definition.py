@@ -8,14 +8,19 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks_plt.models import row_config
-from benchmarks_plt.rows import ROWS
+from benchmarks_plt.rows import LOOP, PLT, ROWS, Row
 from configuration_plt import PLTConfig
 
 from .examples import Examples
 
 SHORT = {"sliding_window": "window", "num_hidden_layers": "layers"}
 TUNING_SEED = 0  # of runs that choose a learning rate; no table shows them
-TEST_SEED = 123_456_789  # far from the seeds of runs
+TEST_SEED, VALIDATION_SEED = 123_456_789, 987_654_321  # far from the seeds of runs
+SMEAR = "smear"
+ALL_ROWS = ROWS | {
+    "loop-3": Row("loop-3", "vanilla loop with three loops", 3, LOOP),
+    "deep-3": Row("deep-3", "plain, with three times the layers", 1, PLT, depth=3),
+}
 
 
 class Task(Protocol):
@@ -54,6 +59,10 @@ class GeneratedTask:
     def test(self) -> Examples:
         return self.generate(self.num_tests, torch.Generator().manual_seed(TEST_SEED))
 
+    def validation(self) -> Examples:
+        """As many other sequences, to choose learning rates on."""
+        return self.generate(self.num_tests, torch.Generator().manual_seed(VALIDATION_SEED)).without(self.test())
+
     def describe(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -63,25 +72,41 @@ class Cell:
     """A model of an experiment: a row of the ablation, and what it has of its own.
 
     Attributes:
-        row: a name in `benchmarks_plt.rows.ROWS`.
+        row: a name in `ALL_ROWS`.
         fields: of PLTConfig, over those of the experiment.
         frozen: parameters with this in their names keep the values they start with.
+        smears: whether each token's embedding is mixed with the one before, see `train.smear`: a control.
+        longer: trained for so many times the steps of the other cells.
+        learning_rate: instead of one that is tuned.
     """
 
     row: str
     fields: dict[str, Any] = field(default_factory=dict, hash=False)
     frozen: str = ""
+    smears: bool = False
+    longer: int = 1
+    learning_rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The row with its control, as in `smear` (of plain) and `smear + plt-2`."""
+        if not self.smears:
+            return self.row
+        return SMEAR if self.row == "plain" else f"{SMEAR} + {self.row}"
 
     @property
     def name(self) -> str:
         """As in `plt-2, window 8, layers 1`."""
         parts = [f"{SHORT.get(name, name)} {value}" for name, value in self.fields.items()]
-        return ", ".join([self.row, *parts, *([f"{self.frozen} frozen"] if self.frozen else [])])
+        parts += [f"{self.frozen} frozen"] if self.frozen else []
+        parts += [f"{self.longer} times the steps"] if self.longer > 1 else []
+        parts += [f"rate {self.learning_rate:g}"] if self.learning_rate is not None else []
+        return ", ".join([self.label, *parts])
 
     @property
     def tuned_as(self) -> tuple[str, dict[str, Any]]:
-        """Cells for which this is equal share a learning rate: they differ in the window, or in what is frozen."""
-        return self.row, {name: value for name, value in self.fields.items() if name != "sliding_window"}
+        """Cells for which this is equal share a learning rate: they differ in window, steps, or what is frozen."""
+        return self.label, {name: value for name, value in self.fields.items() if name != "sliding_window"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +120,7 @@ class Experiment:
         cells: the first one of each `tuned_as` is the one that is tuned.
         learning_rates: the grid that each row is tuned on.
         tuning_steps: of the runs that are tuned on; as `steps` if None.
+        validates: whether rates are chosen on sequences of their own; otherwise on those of the test.
     """
 
     name: str
@@ -107,6 +133,7 @@ class Experiment:
     steps: int
     batch_size: int
     tuning_steps: int | None = None
+    validates: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +151,14 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return (self.is_tuning and self.experiment.tuning_steps) or self.experiment.steps
+        if self.is_tuning:
+            return self.experiment.tuning_steps or self.experiment.steps
+        return self.experiment.steps * self.cell.longer
+
+    @property
+    def asks_validation(self) -> bool:
+        """Whether it is scored on sequences that no table shows."""
+        return self.is_tuning and self.experiment.validates
 
     @property
     def name(self) -> str:
@@ -138,14 +172,16 @@ class Run:
         return self.experiment.fields | {"vocab_size": self.experiment.task.vocab_size} | self.cell.fields
 
     def config(self) -> PLTConfig:
-        return row_config(self.fields, ROWS[self.cell.row])
+        return row_config(self.fields, ALL_ROWS[self.cell.row])
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its result but the machine and the code, for JSON."""
-        return {
+        # only where they are set: older results do not have them
+        further = {"smears": self.cell.smears, "asks_validation": self.asks_validation}
+        return {name: value for name, value in further.items() if value} | {
             "experiment": self.experiment.name,
             "cell": self.cell.name,
-            "row": self.cell.row,
+            "row": self.cell.label,
             "layers": self.fields["num_hidden_layers"],
             "is_tuning": self.is_tuning,
             "learning_rate": self.learning_rate,

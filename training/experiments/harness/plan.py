@@ -14,9 +14,9 @@ def select_cells(experiment: Experiment, row: str | None) -> list[Cell]:
     Raises:
         ValueError: the experiment has no such row.
     """
-    cells = [cell for cell in experiment.cells if row in (None, cell.row)]
+    cells = [cell for cell in experiment.cells if row in (None, cell.label)]
     if not cells:
-        rows = dict.fromkeys(cell.row for cell in experiment.cells)
+        rows = dict.fromkeys(cell.label for cell in experiment.cells)
         raise ValueError(f"`--only` must be a row of {experiment.name}, one of {', '.join(rows)}, got {row!r}.")
     return cells
 
@@ -28,7 +28,9 @@ def tuning_runs(experiment: Experiment, cell: Cell) -> list[Run]:
 
 
 def best_learning_rate(experiment: Experiment, cell: Cell, store: Store) -> float | None:
-    """The one with the lowest cross entropy on the test; None until all have been tried."""
+    """The cell's own, or the one with the lowest cross entropy when tuned; None until all have been tried."""
+    if cell.learning_rate is not None:
+        return cell.learning_rate
     results = [store.read(run) for run in tuning_runs(experiment, cell)]
     if None in results:
         return None

@@ -13,3 +13,4 @@ FIELDS = {
     "hidden_scale": 0.06,
 }
 ABLATION = tuple(Cell(row) for row in ("plain", "loop-2", "shift-2", "shared-2", "plt-2", "plt-3", "deep-2"))
+SMEARED = Cell("plain", smears=True)  # the control that has the token before, and no loop

@@ -5,10 +5,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from configuration_plt import PLTConfig
+
 from .definition import Run
+
+NO_SETTING = ("transformers_version", "auto_map")  # of a config
 
 
 class Store:
@@ -30,7 +35,8 @@ class Store:
             return None
         found, wanted = load(self.file(run)), json.loads(json.dumps(run.settings()))
         for name, value in wanted.items():
-            if found.get(name) != value:
+            is_same = same_config(found.get(name), value) if name == "config" else found.get(name) == value
+            if not is_same:
                 raise ValueError(
                     f"{self.file(run)} must be of a run with {name} = {value}, got {found.get(name)}: move it away to "
                     "run it again."
@@ -61,6 +67,14 @@ class Store:
         part = self.file(run).with_suffix(".part")
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         part.rename(self.file(run))
+
+
+def same_config(found: Any, wanted: dict) -> bool:
+    """Whether two configs describe one model: a field that an older result lacks has its default."""
+    if not isinstance(found, dict):
+        return False
+    own = {name: each.default for name, each in PLTConfig.__dataclass_fields__.items() if name in wanted}
+    return all(found.get(name, default) == wanted[name] for name, default in own.items() if name not in NO_SETTING)
 
 
 def load(file: Path) -> dict:

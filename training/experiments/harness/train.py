@@ -7,9 +7,11 @@ B batch, T tokens, V vocabulary.
 import math
 import tempfile
 import time
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from modeling_plt import PLTForCausalLM
@@ -37,7 +39,7 @@ def measure(run: Run) -> dict:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        test = task.test()
+        test = task.validation() if run.asks_validation else task.test()
         predicted = torch.from_numpy(trainer.predict(test).predictions)
     return run.settings() | {
         "parameters": model.num_parameters(),
@@ -51,14 +53,28 @@ def measure(run: Run) -> dict:
 
 def build(run: Run) -> PLTForCausalLM:
     model = PLTForCausalLM(run.config())
+    if run.cell.smears:
+        model.get_input_embeddings().register_forward_hook(smear)
     for name, parameter in model.named_parameters():
         if run.cell.frozen and run.cell.frozen in name:
             parameter.requires_grad_(False)
     return model
 
 
+def smear(module: nn.Module, args: Any, embeddings: Tensor) -> Tensor:
+    """Embeddings `[B, T, D]` plus the one before each, its channels moved by D / 2 + 1: no parameter, no loop.
+
+    A hook of the embeddings. It hands every token the one before it, as the shift does for later loops.
+    """
+    before = pad(embeddings, (0, 0, 1, 0))[:, :-1]
+    return embeddings + before.roll(embeddings.shape[-1] // 2 + 1, dims=-1)
+
+
 def training_arguments(run: Run, folder: str) -> TrainingArguments:
-    """AdamW as published for such tasks (arXiv 2510.25741, section 6.2), with a cosine schedule."""
+    """AdamW as published for such tasks (arXiv 2510.25741, section 6.2), with a cosine schedule.
+
+    Weights that `Trainer` knows for neither a norm nor a bias decay, gates too, as in all results so far.
+    """
     return TrainingArguments(
         folder,
         max_steps=run.steps,
