@@ -35,7 +35,7 @@ def main() -> None:
     if not (args.data / "rows").is_dir():
         parser.error(f"{args.data} has no rows to train on: `python examples/prepare.py --output {args.data}` first")
     rows, tokenizer = load_from_disk(args.data / "rows"), AutoTokenizer.from_pretrained(args.data)
-    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         config = PLTConfig(**(PRESETS["tiny"] | {"vocab_size": len(tokenizer)} | tokens | parse_assignments(args.set)))
     except (ValueError, StrictDataclassError) as error:

@@ -163,7 +163,8 @@ class PLTModel(PLTPreTrainedModel):
 
     def __init__(self, config: PLTConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # without `padding_idx`, which would keep gradients from an end token that is the pad too; a mere pad gets none
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             PLTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )

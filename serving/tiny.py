@@ -31,7 +31,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     text = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
     tokenizer.train_from_iterator(text.splitlines(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=TEMPLATE)
 
 
 def save_tiny(folder: Path) -> PLTForCausalLM:
@@ -48,7 +48,6 @@ def save_tiny(folder: Path) -> PLTForCausalLM:
         initializer_range=0.2,  # so that its answers are not one token again and again
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(0)
     model = PLTForCausalLM(config)

@@ -30,7 +30,7 @@ class ModelArguments:
     tokenizer: str | None = field(
         default=None, metadata={"help": "a folder or hub id; by default, a byte-level BPE is trained on the texts"}
     )
-    bpe_size: int = field(default=1024, metadata={"help": "tokens of the BPE that is trained"})
+    bpe_size: int = field(default=1024, metadata={"help": "tokens of the BPE that is trained, without the pad"})
     attn_implementation: str = field(default="sdpa", metadata={"choices": ["sdpa", "eager", "flex_attention"]})
     earlier_loops_weight: float = field(
         default=0.0, metadata={"help": "weight of the sum of the earlier loops' losses; 0 trains the last loop only"}

@@ -23,7 +23,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def train_tokenizer(texts: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` tokens, the same one every time."""
+    """A byte-level BPE of at most `vocab_size` tokens, the same one every time, and one more token for pads."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,4 +32,4 @@ def train_tokenizer(texts: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
         vocab_size=vocab_size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts["text"], trainer, length=len(texts))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=end)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token="<|pad|>")

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     write_texts(folder / "texts.jsonl")
     tokenizer = byte_tokenizer()
     config = PLTConfig(
-        **SIZES | LOOP, vocab_size=257, eos_token_id=0, bos_token_id=0, pad_token_id=0, tie_word_embeddings=True
+        **SIZES | LOOP, vocab_size=258, eos_token_id=0, bos_token_id=0, pad_token_id=257, tie_word_embeddings=True
     )
     randomize(PLTForCausalLM(config)).save_pretrained(folder / "source")
     tokenizer.save_pretrained(folder / "source")
@@ -254,7 +254,7 @@ def test_what_is_new_has_a_learning_rate_of_its_own(folder):
         (("--model", "source"), "`--model` must be a PLT, which `plt convert"),
         (("--model", "nothing"), "must be a folder or hub id of a saved PLT, got"),
         (("--teacher", "nothing"), "`--teacher` must be a model that transformers can load"),
-        (("--teacher", "other"), "`--teacher` must have the model's vocabulary of 257, got 61"),
+        (("--teacher", "other"), "`--teacher` must have the model's vocabulary of 258, got 61"),
         (("--teacher", "deep", "--attention_weight", "1"), "needs a teacher in this package's format"),
         (("--shift_ramp", "2"), "`--shift_ramp` must be from 0 to 1, got 2.0"),
         (("--kl_temperature", "0"), "`--kl_temperature` must be above 0"),

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from training_texts import byte_tokenizer
+from transformers import DataCollatorForLanguageModeling
 
 from modeling_plt import PLTForCausalLM
 from training_plt.new_model import ModelArguments, build_config
@@ -47,12 +48,18 @@ def test_every_preset_starts_its_states_about_as_small_as_its_embeddings(tokeniz
 
 def test_the_tokenizer_completes_a_config(tokenizer, tmp_path):
     config = build_config(ModelArguments(), tokenizer)
-    assert config.vocab_size == len(tokenizer) == 257
+    assert config.vocab_size == len(tokenizer) == 258
     assert config.eos_token_id == tokenizer.eos_token_id
     file = tmp_path / "fields.json"
     file.write_text(json.dumps({"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 300}))
     config = build_config(ModelArguments(config=str(file), set=["num_loops=3"]), tokenizer)
     assert (config.hidden_size, config.vocab_size, config.num_loops) == (32, 300, 3)
+
+
+def test_what_masks_pads_leaves_the_end_token_its_labels(tokenizer):
+    batch = [{"input_ids": [*tokenizer(text).input_ids, tokenizer.eos_token_id]} for text in ("def", "x")]
+    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)(batch)["labels"]
+    assert (labels == tokenizer.eos_token_id).sum() == 2 and (labels == -100).sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_the_tokenizer_completes_a_config(tokenizer, tmp_path):
         ("{", [], "must be a JSON file"),
         ('{"loops": 3}', [], "must hold fields of PLTConfig, got loops"),
         ('{"num_loops": 0}', [], "must be an integer of at least 1, got 0"),
-        ("{}", ["vocab_size=100"], "must be at least the 257 of the tokenizer, got 100"),
+        ("{}", ["vocab_size=100"], "must be at least the 258 of the tokenizer, got 100"),
         ("{}", ["loops=3"], "FIELD=VALUE"),
     ],
 )

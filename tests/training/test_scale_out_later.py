@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     config = PLTConfig(
-        **SIZES | LOOP, vocab_size=257, eos_token_id=0, bos_token_id=0, pad_token_id=0, tie_word_embeddings=True
+        **SIZES | LOOP, vocab_size=258, eos_token_id=0, bos_token_id=0, pad_token_id=257, tie_word_embeddings=True
     )
     randomize(PLTForCausalLM(config)).save_pretrained(folder / "source")
     tokenizer.save_pretrained(folder / "source")

@@ -45,6 +45,18 @@ def test_gradients_equal_finite_differences():
         torch.testing.assert_close((exact[name] * direction).sum(), numeric, rtol=0.02, atol=2e-4, msg=name)
 
 
+def test_a_token_learns_also_where_the_pad_is_the_same():
+    """Checkpoints often pad with their end token, and chats have it between messages; a mere pad has no label."""
+    model, input_ids = tiny_model(eos_token_id=2, pad_token_id=2, tie_word_embeddings=False), tiny_ids(2, 9)
+    input_ids[:, 4], input_ids[:, 7:] = 2, 50
+    labels = input_ids.clone()
+    labels[:, 7:] = -100  # 50 is the pad here
+    mask = (labels != -100).long()
+    model(input_ids, labels=labels, attention_mask=mask).loss.backward()
+    gradient = model.get_input_embeddings().weight.grad
+    assert gradient[2].abs().max() > 0 and gradient[50].abs().max() == 0
+
+
 @pytest.mark.parametrize("loop_attention", ["gated_window", "shared"])
 def test_losses_of_later_loops_reach_the_shared_keys_and_values(loop_attention):
     """Without the hidden state of the loop before, shared KV is the only way from loop 1 back to loop 0."""
