@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         if min(args.seeds) <= TUNING_SEED:
             raise ValueError(f"`--seeds` must be above {TUNING_SEED}, the seed of tuning, got {min(args.seeds)}.")
         store = Store(args.results / experiment.name)
-        list(missing_runs(experiment, cells, args.seeds, store))  # reads the results there are
+        if not args.plots_only:
+            list(missing_runs(experiment, cells, args.seeds, store))  # reads the results there are
         store.results()
     except ValueError as error:
         parser.error(str(error))

@@ -4,12 +4,16 @@ import dataclasses
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from training_plt import experiment as command
+from training_plt import healing_study
 from training_plt.experiments import load, names
+from training_plt.experiments.harness import python_text
 from training_plt.experiments.harness.definition import ALL_ROWS, Cell, Experiment, Run
 from training_plt.experiments.harness.examples import NO_ANSWER, Examples
 from training_plt.experiments.harness.plan import missing_runs
@@ -18,6 +22,7 @@ from training_plt.experiments.harness.store import Store
 from training_plt.experiments.harness.train import build, correct_and_nats, measure, scores
 from training_plt.experiments.hops import Hops
 
+ROOT = Path(__file__).parents[2]
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 FAST = Experiment(
     name="hops",
@@ -265,8 +270,57 @@ def test_the_table_shows_the_mean_the_extremes_and_the_gap(tmp_path):
     assert [found["plain"][name] for name in ("mean", "min", "max", "% gap")] == ["0.3", "0.2", "0.4", "0"]
     assert found["plt-2, window 2"]["% gap"] == "60" and found["plt-2, window 3"]["% gap"] == "120"
     assert found["deep-2"]["% gap"] == "100" and found["deep-2"]["seeds"] == "2"
+    assert found["plt-2, window 3"]["% of plt-2"] == "200" and found["deep-2"]["% of plt-2"] == "166.7"
     assert [line[-2:] for line in lines if line[1] == "plain"][-1] == ["0.2", "0.4"]
     assert (tmp_path / "plot.png").stat().st_size < 200_000
+
+
+def test_differences_are_between_runs_of_one_seed_with_their_interval(tmp_path):
+    store = Store(tmp_path)
+    for cell, accuracies in {0: [0.1, 0.5, 0.3], 1: [0.3, 0.6, 0.6]}.items():
+        for seed, accuracy in enumerate(accuracies, start=1):
+            run = Run(FAST, FAST.cells[cell], 1e-3, seed)
+            store.write(run, canned(run, (accuracy,)))
+    write_report(FAST, store)
+    header, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    plain, plt = (dict(zip(header, line, strict=True)) for line in lines)
+    # .2, .1, .3: mean .2, standard deviation .1; t of 2 degrees of freedom for 95 % is 4.303
+    assert plt["minus plain"] == f"+0.200 ± {4.303 * 0.1 / math.sqrt(3):.3f}" and plt["minus plt-2"] == ""
+    assert plain["minus plt-2"] == f"-0.200 ± {4.303 * 0.1 / math.sqrt(3):.3f}" and plain["minus plain"] == ""
+
+
+def test_the_table_says_how_rates_were_chosen_and_which_are_at_an_edge(tmp_path):
+    wide = dataclasses.replace(FAST, learning_rates=(1e-3, 2e-3, 3e-3), validates=True, tuning_steps=1)
+    for experiment, expected in (
+        (wide, "1 steps, by the bits on other sequences"),
+        (FAST, "2 steps, by the bits on the test"),
+    ):
+        store = Store(tmp_path / str(experiment.validates))
+        store.folder.mkdir()
+        for cell, rate in ((0, 2e-3), (1, 3e-3)):
+            run = Run(experiment, experiment.cells[cell], rate, 1)
+            store.write(run, canned(run))
+        write_report(experiment, store)
+        text = (store.folder / "table.md").read_text()
+        assert expected in text and "a better rate may lie beyond: plt-2, window 2.\n" in text
+
+
+@pytest.mark.parametrize("name", [name for name in [*names(), "healing"] if (ROOT / "results" / name).exists()])
+def test_the_published_tables_are_those_of_their_results(name, tmp_path, monkeypatch):
+    results = tmp_path / name
+    shutil.copytree(ROOT / "results" / name, results, ignore=shutil.ignore_patterns("*.md", "*.png"))
+    monkeypatch.chdir(tmp_path)
+    if name == "healing":
+        healing_study.main(["--plots-only", "--results", str(results)])
+    else:
+        monkeypatch.setattr(python_text, "read_documents", lambda: pytest.fail("tables need no text"))
+        command.main([name, "--plots-only", "--results", str(tmp_path)])
+    assert (results / "table.md").read_text() == (ROOT / "results" / name / "table.md").read_text()
+    assert (results / "plot.png").stat().st_size > 5000
 
 
 def test_a_report_of_one_group_has_a_plot_too(tmp_path):

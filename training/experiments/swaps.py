@@ -62,7 +62,7 @@ EXPERIMENT = Experiment(
         Cell("loop-2", smears=True),
         *(Cell(row) for row in ("loop-3", "plt-3", "deep-3")),
     ),
-    learning_rates=(1e-3, 2e-3, 4e-3, 8e-3),
+    learning_rates=(1e-3, 2e-3, 4e-3),
     steps=1000,
     batch_size=64,
     validates=True,

@@ -4,13 +4,15 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from scipy.stats import t
 
 from benchmarks_plt.report import markdown
 
 from .definition import Experiment
 from .store import Store
 
-BASE, BOUND = "plain", "deep-2"  # the rows that the gap is measured between
+BASE, BOUND, SUBJECT = "plain", "deep-2", "plt-2"  # plain, plain of twice the layers, and what is studied
+CONFIDENCE = 0.95
 
 
 def write_report(experiment: Experiment, store: Store) -> None:
@@ -44,23 +46,49 @@ def overall(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(points: pd.DataFrame) -> pd.DataFrame:
-    """A line per cell: mean, least and greatest score of its seeds, and the gap that it closes."""
-    cells = overall(points).groupby(["layers", "cell", "row"], sort=False)
+    """A line per cell: mean, least and greatest score of its seeds, and how it stands to plain and to PLT-2."""
+    runs = overall(points)
+    cells = runs.groupby(["layers", "cell", "row"], sort=False)
     table = cells["score"].agg(["mean", "min", "max"]).reset_index()
-    table["% gap"] = [gap(table, *line) for line in zip(table["layers"], table["mean"], strict=True)]
+    for name, bound in (("% gap", BOUND), (f"% of {SUBJECT}", SUBJECT)):
+        table[name] = [gap(table, bound, *line) for line in zip(table["layers"], table["mean"], strict=True)]
+    for row in (BASE, SUBJECT):
+        table[f"minus {row}"] = [
+            difference(runs, reference(table, row, layers), cell)
+            for layers, cell in zip(table["layers"], table["cell"], strict=True)
+        ]
     for name in ("learning_rate", "parameters", "seconds"):
         table[name.replace("_", " ")] = cells[name].mean().to_numpy()
     table["parameters"] = table["parameters"].astype(int)
     table["seeds"] = cells["seed"].nunique().to_numpy()
-    return table.drop(columns="row")
+    return table.drop(columns="row").dropna(axis="columns", how="all")
 
 
-def gap(table: pd.DataFrame, layers: int, mean: float) -> float:
-    """How far a mean is on the way from plain, 0, to plain of twice the layers, 100 (arXiv 2502.17416)."""
-    at = table[table["layers"] == layers].set_index("row")["mean"]
-    if not {BASE, BOUND} <= set(at.index) or at[BOUND] == at[BASE]:
+def reference(table: pd.DataFrame, row: str, layers: int) -> str | None:
+    """The cell that others of so many layers are compared with: the first one of a row, if there is any."""
+    found = table[(table["layers"] == layers) & (table["row"] == row)]
+    return None if found.empty else found["cell"].iloc[0]
+
+
+def gap(table: pd.DataFrame, bound: str, layers: int, mean: float) -> float:
+    """How far a mean is on the way from plain, 0, to the row `bound`, 100 (arXiv 2502.17416, for twice the layers)."""
+    means = table.set_index("cell")["mean"]
+    start, end = (reference(table, row, layers) for row in (BASE, bound))
+    if start is None or end is None or means[start] == means[end]:
         return float("nan")
-    return 100 * (mean - at[BASE]) / (at[BOUND] - at[BASE])
+    return 100 * (mean - means[start]) / (means[end] - means[start]) + 0.0  # which is never -0
+
+
+def difference(runs: pd.DataFrame, base: str | None, cell: str) -> str | None:
+    """The mean of what a cell scores above another with the same seed, with its interval (paired t)."""
+    if base in (None, cell):
+        return None
+    scores = runs.pivot(index="seed", columns="cell", values="score")
+    pairs = (scores[cell] - scores[base]).dropna()
+    if len(pairs) < 2:
+        return None
+    half = t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1) * pairs.sem()
+    return f"{pairs.mean():+.3f} ± {half:.3f}"
 
 
 def by_group(experiment: Experiment, points: pd.DataFrame) -> pd.DataFrame:
@@ -71,19 +99,37 @@ def by_group(experiment: Experiment, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(experiment: Experiment, points: pd.DataFrame) -> str:
-    seeds = ", ".join(map(str, sorted(points["seed"].unique())))
-    parts = [
-        f"# {experiment.name}",
-        experiment.question,
-        f"`python -m training_plt.experiment {experiment.name}`: {experiment.steps} steps of {experiment.batch_size} "
-        f"sequences; {experiment.metric} on the test; with seed {seeds}; by commit "
-        f"{', '.join(sorted({commit[:10] for commit in points['commit']}))}. Each row's learning rate is the best of "
-        f"{', '.join(f'{rate:g}' for rate in experiment.learning_rates)} on a seed that is not shown.",
-        markdown(summary(points)),
-    ]
+    table = summary(points)
+    parts = [f"# {experiment.name}", experiment.question, method(experiment, points), markdown(table)]
+    if any(name.startswith("minus") for name in table):
+        parts += [
+            f"`minus {SUBJECT}` is the mean of the differences between runs of one seed, and half of its "
+            f"{CONFIDENCE:.0%} interval (paired t); seeds are few, and all runs are scored on one test."
+        ]
     if points["group"].nunique() > 1:
         parts += [f"Mean {experiment.metric} by {experiment.task.group}:", markdown(by_group(experiment, points))]
     return "\n\n".join([*parts, "![plot](plot.png)"]) + "\n"
+
+
+def method(experiment: Experiment, points: pd.DataFrame) -> str:
+    """How the runs were made, and how their learning rates were chosen."""
+    grid = experiment.learning_rates
+    sentences = [
+        f"`python -m training_plt.experiment {experiment.name}`: {experiment.steps} steps of {experiment.batch_size} "
+        f"sequences; {experiment.metric} on the test; with seed {listed(points['seed'])}; by commit "
+        f"{', '.join(sorted({commit[:10] for commit in points['commit']}))}.",
+        f"Each row's learning rate is the best of {', '.join(f'{rate:g}' for rate in grid)} in one run with a seed "
+        f"that is not shown, of {experiment.tuning_steps or experiment.steps} steps, by the bits on "
+        + ("other sequences than the test's." if experiment.validates else "the test itself."),
+    ]
+    at_edge = points[points["learning_rate"].isin([min(grid), max(grid)])]["cell"].unique()
+    if len(at_edge):
+        sentences += [f"At an edge of that grid, so that a better rate may lie beyond: {'; '.join(at_edge)}."]
+    return " ".join(sentences)
+
+
+def listed(values: pd.Series) -> str:
+    return ", ".join(map(str, sorted(values.unique())))
 
 
 def plot(experiment: Experiment, points: pd.DataFrame) -> Figure:
