@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+from transformers.utils import is_torch_available
 
 AUTO_MAP = {
     "AutoConfig": "configuration_plt.PLTConfig",
@@ -158,7 +158,11 @@ class PLTConfig(PreTrainedConfig):
         return self.num_loops > 1 and self.learned_scales
 
     def validate_hidden_act(self) -> None:
-        """Check that transformers has the activation."""
+        """Check that transformers has the activation, where torch is: activations are part of it."""
+        if not is_torch_available():
+            return
+        from transformers.activations import ACT2FN
+
         if self.hidden_act not in ACT2FN:
             raise ValueError(
                 f"`hidden_act` must be an activation of transformers, as 'silu', got {self.hidden_act!r}."

@@ -133,6 +133,20 @@ class PLTPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         tell_peft(config.model_type)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Save this code with the model; an Auto class that has loaded it from a folder asks each folder anew.
+
+        Auto classes remember a model's class by its config's class, which two folders share if they hold the same
+        `configuration_plt.py`: the second would run the model of the first.
+        """
+        super().register_for_auto_class(auto_class)
+        if not isinstance(auto_class, str):
+            known = auto_class._model_mapping._extra_content
+            for config_class in [key for key, model_class in known.items() if model_class is cls]:
+                del known[config_class]
+            known[cls.config_class] = cls  # the config beside this code is no other folder's
+
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Operations of forward and backward for a batch, 6 per token and weight: the layers count once per loop.
 
