@@ -140,6 +140,7 @@ class PLTCacheMixin(Cache):
         self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
         self.why_closed: str | None = None  # why no token can follow, if so
         self.dtype: torch.dtype | None = None  # of the embeddings so far
+        self.is_handed_over = False  # to a caller whose next positions are compared, also that of a single token
 
     def refuse_others(self, inputs_embeds: Tensor) -> None:
         """Refuse embeddings `[B, T, D]` of another batch size or dtype than those of the tokens so far.

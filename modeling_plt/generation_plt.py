@@ -11,7 +11,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from .cache_name_plt import OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .refusals_plt import refuse_foreign, refuse_lookup_after
+from .refusals_plt import refuse_foreign, refuse_lookup_after, refuse_other_past
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
 
@@ -26,7 +26,10 @@ class PLTGenerationMixin(GenerationMixin):
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
-        return call_it(OURS, super().prepare_inputs_for_generation(*args, **call_it(THEIRS, kwargs)))
+        kwargs = call_it(THEIRS, kwargs)
+        if kwargs.get("is_first_iteration") and isinstance(kwargs.get(THEIRS), PLTCacheMixin):
+            kwargs[THEIRS].is_handed_over = True
+        return call_it(OURS, super().prepare_inputs_for_generation(*args, **kwargs))
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # which says `bool`, and returns nothing
         self,
@@ -40,6 +43,7 @@ class PLTGenerationMixin(GenerationMixin):
         if given is not None:
             refuse_foreign(given)
             refuse_lookup_after(given, generation_mode)
+            given.is_handed_over = not generation_config.is_assistant
         if wanted not in (None, "dynamic", "static"):
             raise NotImplementedError(
                 f'`cache_implementation={wanted!r}` is not supported: only the default, a `PLTCache`, and "static", a '
@@ -55,6 +59,30 @@ class PLTGenerationMixin(GenerationMixin):
         # the rest of the model is what transformers expects of `self`
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, *args
+        )
+
+    def _prefill(
+        self: Any,  # the whole model
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The first step; refuses a cache that does not hold the tokens before it, from which too few would be cut."""
+        cache, mask = model_kwargs.get(THEIRS), model_kwargs.get("attention_mask")
+        if cache is not None and (num_past := int(cache.get_seq_length())) > 0:
+            # where all are real, transformers has noted the mask's length and dropped it
+            num_known: Any = mask.shape[1] if mask is not None else generation_config._mask_length
+            embeds = model_kwargs.get("inputs_embeds")  # always all of the conversation
+            num_given, num_known = (input_ids.shape[1], num_known) if embeds is None else [embeds.shape[1]] * 2
+            refuse_other_past(num_past, num_given, num_known)
+        return super()._prefill(  # type: ignore[misc]  # as above
+            input_ids,  # type: ignore[arg-type]  # no tensor is a `LongTensor` to mypy
+            generation_config,
+            model_kwargs,
+            *args,
+            **kwargs,
         )
 
     def _prepare_static_cache(
@@ -102,8 +130,10 @@ class PLTGenerationMixin(GenerationMixin):
         cache = model_kwargs.get(THEIRS)
         if isinstance(cache, PLTCacheMixin) and (num_past := int(cache.get_seq_length())) > 0:
             # which of the cached tokens are pads no longer matters, only how many
-            columns = torch.arange(num_past, device=mask.device)
-            mask[:, :num_past] = columns >= (0 if cache.carry.num_pads is None else cache.carry.num_pads)
+            columns, num_pads = torch.arange(mask.shape[1], device=mask.device)[:num_past], cache.carry.num_pads
+            if num_pads is not None:  # of every beam and returned sequence, where the mask is still one of the prompts
+                num_pads = num_pads[:: max(1, len(num_pads) // len(mask))][: len(mask)]
+            mask[:, :num_past] = columns >= (0 if num_pads is None else num_pads)
         return mask
 
     @property

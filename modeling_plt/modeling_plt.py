@@ -230,7 +230,9 @@ class PLTModel(PLTPreTrainedModel):
                 a cache under both of its names, or positions that do not continue those in it.
             TypeError: a cache that is not a `PLTCache`.
             NotImplementedError: continuous batching, bidirectional attention, packed documents after a filled cache.
-                Single-token positions are not checked: reading values would synchronise with the device at every step.
+
+        The position of a single token is compared with the cache on a CPU, and elsewhere in the first step of
+        `generate`: reading it would wait for the device at every step.
         """
         refuse_wrong_inputs(input_ids, inputs_embeds)
         if inputs_embeds is None:

@@ -85,12 +85,17 @@ def refuse_other_pads(
         )
 
 
-def refuse_other_count(previous: Tensor, positions: Tensor) -> None:
-    """The positions `[B, T]` were counted, and do not continue those before them, `[B, T]`."""
+def refuse_other_start(ends: Tensor, positions: Tensor, num_past: int | Tensor, are_counted: bool) -> None:
+    """New tokens, counted or at given positions `[B, T]`, of which the first continue not those cached, `[B, 1]`."""
+    starts = positions.gather(1, (positions >= 0).long().argmax(dim=1, keepdim=True))
+    if not ((starts != ends + 1) & (starts >= 0) & (ends >= 0)).any():
+        return
+    wanted = "give only tokens that follow those in the cache; packed documents belong into one forward without one."
+    if are_counted:
+        wanted = "the `attention_mask` must mark the pads of the cached tokens, or `position_ids` must be given."
     raise ValueError(
-        f"`past_key_values` ends at positions {previous[:, 0].tolist()} of its batch, but the new tokens were "
-        f"counted to start at {positions[:, 0].tolist()}: the `attention_mask` must mark the pads of the cached "
-        "tokens, or `position_ids` must be given."
+        f"`past_key_values` holds {int(num_past)} tokens and ends at positions {ends.flatten().tolist()} of its "
+        f"batch, but the new tokens{' were counted to' * are_counted} start at {starts.flatten().tolist()}: {wanted}"
     )
 
 
@@ -98,6 +103,26 @@ def refuse_documents_after_others(num_past: int | Tensor) -> None:
     if num_past > 0:
         raise NotImplementedError(
             "`position_ids` start a new document after a filled cache; pack documents in one forward without a cache."
+        )
+
+
+def refuse_other_past(num_past: int, num_given: int, num_known: int) -> None:
+    """Refuse a cache that does not hold the tokens before the new ones, of those that `generate` is given.
+
+    Args:
+        num_past: the tokens in the cache.
+        num_given: the tokens of the prompt: all of the conversation, or only those that are new.
+        num_known: the tokens of the conversation, as the mask has them.
+    """
+    if num_given == num_known and num_past >= num_given:
+        raise ValueError(
+            f"`past_key_values` holds {num_past} tokens, the prompt {num_given}: give the whole conversation, which "
+            "the cache holds the beginning of, or what is new with an `attention_mask` over the whole."
+        )
+    if num_given != num_known and num_past + num_given != num_known:
+        raise ValueError(
+            f"`past_key_values` holds {num_past} tokens, and {num_given} are new, which the `attention_mask` must "
+            f"cover together, got one over {num_known}."
         )
 
 

@@ -14,9 +14,10 @@ from .configuration_plt import PLTConfig
 from .masks_plt import make_full_mask
 from .pads_plt import NO_POSITION, Pads, join
 from .refusals_plt import (
+    can_read,
     refuse_documents_after_others,
-    refuse_other_count,
     refuse_other_pads,
+    refuse_other_start,
     refuse_overflow,
     refuse_wrong_shapes,
 )
@@ -60,7 +61,7 @@ def read_tokens(
 
     Raises:
         ValueError: the shapes do not fit together, the mask marks other pads than those in the cache, or positions
-            that were counted do not continue those in it.
+            do not continue those in it.
         NotImplementedError: packed documents after a filled cache.
     """
     num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -75,12 +76,13 @@ def read_tokens(
     num_pads = None if attention_mask is None else (~attention_mask).long().sum(dim=1, keepdim=True)
     columns = num_past + torch.arange(num_tokens, device=inputs_embeds.device)
     positions = read_positions(position_ids, columns, pads, num_pads).expand(inputs_embeds.shape[0], -1)
-    previous = join(last_positions(past_key_values, positions), positions, pads, dim=1)[:, :-1]
+    ends = last_positions(past_key_values, positions)
+    previous = join(ends, positions, pads, dim=1)[:, :-1]
     follows = positions == previous + 1
-    are_packed = hold_several_documents(positions, previous, follows, has_mask=attention_mask is not None)
-    if are_packed and position_ids is None:
-        refuse_other_count(previous, positions)
+    are_compared = is_first_step(past_key_values) or can_read(positions, num_tokens)
+    are_packed = are_compared and hold_several_documents(positions, previous, follows, attention_mask is not None)
     if are_packed:
+        refuse_other_start(ends, positions, num_past, are_counted=position_ids is None)
         refuse_documents_after_others(num_past)
     tokens = NewTokens(positions, follows, pads, num_pads, are_packed)
     num_columns = None if attention_mask is None else attention_mask.shape[1]
@@ -159,13 +161,16 @@ def last_positions(past_key_values: PLTCacheMixin | None, positions: Tensor) -> 
     return torch.full_like(positions[:, :1], NO_POSITION)
 
 
-def hold_several_documents(positions: Tensor, previous: Tensor, follows: Tensor, has_mask: bool) -> bool:
-    """Whether a token of `[B, T]` does not continue the one before it, other than at pads that a mask hides.
-
-    Not asked of a single token, where reading values would wait for the device at every step, nor in compiled code.
-    """
-    if positions.shape[1] == 1 or torch.compiler.is_compiling():
+def is_first_step(past_key_values: PLTCacheMixin | None) -> bool:
+    """Whether a caller that believes to know what the cache holds goes on from it; asked once."""
+    if torch.compiler.is_compiling() or past_key_values is None or not past_key_values.is_handed_over:
         return False
+    past_key_values.is_handed_over = False
+    return True
+
+
+def hold_several_documents(positions: Tensor, previous: Tensor, follows: Tensor, has_mask: bool) -> bool:
+    """Whether a token of `[B, T]` does not continue the one before it, other than at pads that a mask hides."""
     breaks = ~follows
     breaks[:, :1] &= previous[:, :1] != NO_POSITION  # the first token of all continues none
     if has_mask:

@@ -78,8 +78,10 @@ def test_a_mask_must_cover_the_cached_tokens_too():
 def test_a_document_that_starts_after_a_filled_cache_is_refused(num_loops):
     model = tiny_model(num_loops=num_loops)
     cache = model(tiny_ids(1, 5), use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="after a filled cache"):
+    with pytest.raises(ValueError, match=r"holds 5 tokens and ends at positions \[4\] .* start at \[0\]"):
         model(tiny_ids(1, 4), position_ids=torch.arange(4)[None], past_key_values=cache)
+    with pytest.raises(NotImplementedError, match="after a filled cache"):
+        model(tiny_ids(1, 4), position_ids=torch.tensor([[5, 6, 0, 1]]), past_key_values=cache)
 
 
 def test_position_ids_of_another_shape_are_refused():
@@ -154,5 +156,5 @@ def test_positions_that_were_counted_must_continue_those_of_the_cache():
     model, input_ids = tiny_model(num_loops=2), tiny_ids(2, 8)
     cache = PLTCache(model.config)
     model(input_ids[:, :5], position_ids=torch.arange(5)[None] + 7, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"ends at positions \[11, 11\].*counted to start at \[5, 5\]"):
+    with pytest.raises(ValueError, match=r"ends at positions \[11, 11\] .*counted to start at \[5, 5\]"):
         model(input_ids[:, 5:], past_key_values=cache)
