@@ -30,6 +30,7 @@ from .arguments import parse, refusing
 from .cards import write_card
 from .decay import SpareGatesAndScales
 from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
+from .finite import StopAtNonFinite, stopping
 from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, entries_of_a_step, find_checkpoint, refuse_other_settings
@@ -76,7 +77,7 @@ def prepare(
         eval_dataset=eval_chats,
         processing_class=tokenizer,
         peft_config=get_peft_config(base),
-        callbacks=[Speed(), LossPlot(), KeepSettings(settings)],
+        callbacks=[StopAtNonFinite(), Speed(), LossPlot(), KeepSettings(settings)],
     )
     if eval_chats is not None:
         trainer.add_callback(SampleText(question_of(eval_chats[0]["messages"], tokenizer)))
@@ -178,9 +179,10 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
     """Train and save; the trainer, with the trained model."""
     with refusing():
         trainer, checkpoint = prepare(chats, args, base)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if chats.eval_dataset:
-        trainer.evaluate()
+    with stopping():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if chats.eval_dataset:
+            trainer.evaluate()
     save(trainer, command, chats, base)
     return trainer
 

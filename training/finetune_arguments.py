@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import is_bitsandbytes_available, is_torch_bf16_gpu_available
 from trl import ModelConfig, SFTConfig
 
+from .finite import refuse_filter
 from .trainer_arguments import refuse_reentrant
 
 
@@ -55,6 +56,7 @@ class FinetuneArguments(SFTConfig):
         default=True,
         metadata={"help": "several chats in a batch entry of `max_length` tokens, each read as if it were alone"},
     )
+    logging_nan_inf_filter: bool = False
     include_num_input_tokens_seen: str = field(
         default="all", metadata={"help": "the speed is computed of these", "choices": ["all"]}
     )
@@ -64,6 +66,7 @@ class FinetuneArguments(SFTConfig):
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         super().__post_init__()
         refuse_reentrant(self)
+        refuse_filter(self)
         path = self.chat_template_path
         if path is not None and not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):
             raise ValueError(f"`chat_template_path` must be a file that ends in .jinja or .j2, got {path}.")

@@ -28,6 +28,7 @@ from .arguments import parse, refusing
 from .cards import write_card
 from .decay import SpareGatesAndScales, is_gate_or_scale
 from .distillation import DistillationArguments, add_teacher
+from .finite import StopAtNonFinite, stopping
 from .healing import RampArguments, Ramps
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
@@ -137,7 +138,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
 
     set_seed(training.seed)
     model = load_to_train(arguments.model, config)
-    callbacks = [Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
+    callbacks = [StopAtNonFinite(), Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
     if arguments.any_ramp:
         callbacks.append(Ramps(model, arguments, texts.block_size))
     if teacher is not None:
@@ -172,8 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
     with refusing():
         heal, texts, training = parse(__doc__, (HealArguments, TextArguments, HealingArguments), given)
         trainer, checkpoint = prepare(heal, texts, training)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    last_loss = held_out_loss(trainer)
+    with stopping():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        last_loss = held_out_loss(trainer)
     save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts)
     if trainer.is_world_process_zero():
         print(f"held-out loss {loss_before(trainer)} before, {last_loss:.4f} after, saved in {training.output_dir}")

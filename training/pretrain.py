@@ -26,6 +26,7 @@ from modeling_plt import PLTForCausalLM
 from .arguments import parse, refusing
 from .cards import write_card
 from .decay import SpareGatesAndScales, decaying_names
+from .finite import StopAtNonFinite, stopping
 from .losses import add_earlier_loops
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
@@ -77,7 +78,7 @@ def prepare(
         model,
         training,
         **data,
-        callbacks=[Speed(), SampleText(model_arguments.prompt), LossPlot(), KeepSettings(settings)],
+        callbacks=[StopAtNonFinite(), Speed(), SampleText(model_arguments.prompt), LossPlot(), KeepSettings(settings)],
         optimizers=(choose_optimizer(model, model_arguments, training), None),
     )
     trainer.decay_gates_and_scales = model_arguments.decay_gates_and_scales
@@ -151,8 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
     with refusing():
         model, texts, training = parse(__doc__, classes, given)
         trainer, checkpoint = prepare(model, texts, training)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    loss = held_out_loss(trainer)
+    with stopping():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        loss = held_out_loss(trainer)
     save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
         print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from .finite import refuse_filter
+
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
@@ -19,11 +21,13 @@ class PretrainingArguments(TrainingArguments):
     eval_strategy: str = "steps"
     eval_steps: float | None = 500
     include_num_input_tokens_seen: str = "all"
+    logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False  # the collator reads the lengths of the documents
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_reentrant(self)
+        refuse_filter(self)
         if self.remove_unused_columns:
             raise ValueError("`--remove_unused_columns` must be false: packed texts have a column of lengths.")
         if self.include_num_input_tokens_seen != "all":
