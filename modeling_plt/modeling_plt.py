@@ -17,7 +17,6 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.processing_utils import Unpack
@@ -31,6 +30,7 @@ from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
 from .gate_names_plt import read_both_gate_names
 from .generation_plt import PLTGenerationMixin
+from .left_out_plt import SavesAllItWasGiven
 from .pads_plt import Pads
 from .passes_plt import Pass, passes, shift
 from .peft_targets_plt import tell_peft
@@ -110,7 +110,7 @@ class LastLoopTap(nn.Module):
         return layer_output, weights
 
 
-class PLTPreTrainedModel(PreTrainedModel):
+class PLTPreTrainedModel(SavesAllItWasGiven):
     config: PLTConfig
     config_class = PLTConfig
     base_model_prefix = "model"
