@@ -121,7 +121,8 @@ class PLTAttention(nn.Module):
         """
         num_loops, window = len(loops), self.config.own_window
         # the loops are an axis from here to `o_proj`; of pruned positions, only keys and values are computed
-        query = self.split_heads(self.q_proj(tail(hidden_states, num_loops * num_queries)), num_loops)
+        inputs = tail(hidden_states, num_loops * num_queries).contiguous()  # adapters may take a view of it
+        query = self.split_heads(self.q_proj(inputs), num_loops)
         query = rotate(self.q_norm(query), position_embeddings)
         if loops.start == 0 or window != 0:
             key = self.split_heads(self.k_proj(hidden_states), num_loops)

@@ -28,13 +28,14 @@ from .attention_plt import PLTAttention, PLTGate
 from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
+from .counting_plt import counts_positions, refuse_counting
 from .gate_names_plt import read_both_gate_names
 from .generation_plt import PLTGenerationMixin
 from .left_out_plt import SavesAllItWasGiven
 from .pads_plt import Pads
 from .passes_plt import Pass, passes, shift
 from .peft_targets_plt import tell_peft
-from .refusals_plt import refuse_unusable, refuse_wrong_inputs
+from .refusals_plt import refuse_other_states, refuse_unusable, refuse_wrong_inputs
 from .sequence_plt import NewTokens, read_tokens
 from .tail_plt import tail
 
@@ -272,6 +273,9 @@ class PLTModel(PLTPreTrainedModel):
 
         The last loop's are after the final norm.
         """
+        counted = counts_positions(self.layers)
+        if counted:
+            refuse_counting(tokens.pads, self.gradient_checkpointing and self.training and self.config.num_loops > 1)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)
         position_ids = tokens.positions.clamp(min=0)
@@ -279,7 +283,8 @@ class PLTModel(PLTPreTrainedModel):
         kwargs |= {"position_embeddings": (cos[:, None, None], sin[:, None, None]), "past_key_values": past_key_values}
         states: list[Tensor] = []
         shared = [(None, None)] * self.config.num_hidden_layers
-        for run in passes(self.config, tokens.num_tokens, num_outputs):
+        in_turn = counted or not self.config.one_pass
+        for run in passes(self.config, tokens.num_tokens, num_outputs, in_turn):
             inputs = [
                 self.loop_input(loop_idx, run.spans[0], inputs_embeds, states, carry, tokens) for loop_idx in run.loops
             ]
@@ -342,6 +347,7 @@ class PLTModel(PLTPreTrainedModel):
                 position_ids=tail(position_ids, num_queries),
                 **kwargs,
             )
+            refuse_other_states(hidden_states)
             if run.loops.stop == self.config.num_loops:
                 self.record(tail(layer_input, num_queries), tail(hidden_states, num_queries), weights, tokens.pads)
         return hidden_states

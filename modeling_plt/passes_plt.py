@@ -25,11 +25,14 @@ class Pass(NamedTuple):
     spans: list[int]  # spans[n]: how many of the last positions enter the n-th layer; at the end: leave the last layer
 
 
-def passes(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[Pass]:
-    """The passes of a forward over T tokens that returns the last loop's states at the last `num_outputs` (0: all)."""
+def passes(config: PLTConfig, num_tokens: int, num_outputs: int, in_turn: bool) -> list[Pass]:
+    """The passes of a forward over T tokens that returns the last loop's states at the last `num_outputs` (0: all).
+
+    With `in_turn`, loops of a single position run one after another too.
+    """
     spans = needed_positions(config, num_tokens, num_outputs)
     layers, loops = range(config.num_hidden_layers), range(config.num_loops)
-    if config.loop_shift and config.one_pass and num_tokens == 1:
+    if config.loop_shift and num_tokens == 1 and not in_turn:
         return [Pass(loops, layers, spans[0])]
     return [Pass(range(loop_idx, loop_idx + 1), layers, spans[loop_idx]) for loop_idx in loops]
 

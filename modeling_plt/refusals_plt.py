@@ -141,6 +141,15 @@ def refuse_foreign(past_key_values: Cache) -> None:
         )
 
 
+def refuse_other_states(hidden_states: Tensor | Any) -> None:
+    """What a replaced layer returns: adapters of PEFT may send states of their own along."""
+    if not isinstance(hidden_states, Tensor):
+        raise NotImplementedError(
+            f"A layer must return a tensor of hidden states, got `{type(hidden_states).__name__}`: adapters that send "
+            "their own states from layer to layer (PEFT's Shadow) are not supported."
+        )
+
+
 def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
     """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
     if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:

@@ -33,9 +33,8 @@ def ascii_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="session")
-def chat_folder(tmp_path_factory) -> Path:
-    folder, tokenizer = tmp_path_factory.mktemp("chat"), ascii_tokenizer()
+def save_chat_folder(folder: Path) -> None:
+    tokenizer = ascii_tokenizer()
     model = tiny_model(
         num_loops=3,
         vocab_size=len(tokenizer),
@@ -45,4 +44,10 @@ def chat_folder(tmp_path_factory) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    save_chat_folder(folder)
     return folder
