@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The second published name of a gate's weights, which is read as ours and never written."""
 
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from typing import Any, Self
+
+from transformers import PreTrainedModel
 
 PUBLISHED_GATE, GATE = r"\.loop_gate_proj\.", ".plt_gate."
 
 
-class ReadOnlyRenaming(WeightRenaming):
-    """A renaming that saving does not undo: transformers would save every PLT under the other name."""
+class ReadsBothGateNames(PreTrainedModel):
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Self:
+        """As in transformers, with the gates under either name."""
+        return super().from_pretrained(*args, key_mapping={PUBLISHED_GATE: GATE} | (key_mapping or {}), **kwargs)
 
-    __slots__ = ()
-
-    def reverse_transform(self) -> WeightRenaming:
-        return WeightRenaming(self._original_target_patterns, self._original_target_patterns)
-
-
-def read_both_gate_names(model_type: str) -> None:
-    """Have `from_pretrained` rename the gates of a checkpoint, for all models of this type."""
-    # the installed package and the code of every loaded folder register the same
-    register_checkpoint_conversion_mapping(model_type, [ReadOnlyRenaming(PUBLISHED_GATE, GATE)], overwrite=True)
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which would write names as they were read: the gates get ours."""
+        if used := getattr(self, "_weight_conversions", None):
+            self._weight_conversions = [rename for rename in used if GATE not in rename.target_patterns]
+        super().save_pretrained(*args, **kwargs)

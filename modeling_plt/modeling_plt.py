@@ -29,7 +29,7 @@ from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
 from .counting_plt import counts_positions, refuse_counting
-from .gate_names_plt import read_both_gate_names
+from .gate_names_plt import ReadsBothGateNames
 from .generation_plt import PLTGenerationMixin
 from .left_out_plt import SavesAllItWasGiven
 from .pads_plt import Pads
@@ -38,8 +38,6 @@ from .peft_targets_plt import tell_peft
 from .refusals_plt import refuse_other_states, refuse_unusable, refuse_wrong_inputs
 from .sequence_plt import NewTokens, read_tokens
 from .tail_plt import tail
-
-read_both_gate_names(PLTConfig.model_type)
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 
@@ -111,7 +109,7 @@ class LastLoopTap(nn.Module):
         return layer_output, weights
 
 
-class PLTPreTrainedModel(SavesAllItWasGiven):
+class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
     config: PLTConfig
     config_class = PLTConfig
     base_model_prefix = "model"

@@ -11,6 +11,7 @@ import torch
 from converting import DATA, copy_source, logits_in_clean_process
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
@@ -110,6 +111,27 @@ def test_gates_of_the_second_name_load_directly_and_are_saved_under_ours(tmp_pat
     for folder in ("saved", "fresh"):
         assert load_file(tmp_path / folder / "model.safetensors").keys() == names
     assert error(load_directly(tmp_path / "saved"), expected) < 1e-4
+
+
+def test_transformers_knows_of_no_renaming_to_undo(tmp_path):
+    """Its own check of saved names fails for one that changes nothing when a model is saved."""
+    source = copy_source("loopcoder_v2", tmp_path / "source")
+    write_second_name(source / "model.safetensors")
+    loaded = load_directly(source)
+    for model in (loaded, PLTForCausalLM(loaded.config), loaded.model):
+        assert get_model_conversion_mapping(model, add_legacy=False) == []
+
+
+def test_a_renaming_of_the_caller_goes_with_ours(tmp_path):
+    source = copy_source("loopcoder_v2", tmp_path / "source")
+    write_second_name(source / "model.safetensors")
+    tensors = load_file(source / "model.safetensors")
+    other = {name.replace(".q_proj.", ".query."): tensor for name, tensor in tensors.items()}
+    save_file(other, source / "model.safetensors", metadata={"format": "pt"})
+    model = PLTForCausalLM.from_pretrained(
+        source, config=load_directly(DATA / "loopcoder_v2").config, key_mapping={r"\.query\.": ".q_proj."}
+    )
+    assert error(model.eval(), load_file(source / "expected.safetensors")) < 1e-4
 
 
 def test_gates_of_the_second_name_load_with_the_code_of_a_folder(tmp_path):
