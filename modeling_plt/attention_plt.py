@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
 from .cache_plt import PLTCacheMixin
+from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
 from .masks_plt import cut_mask, is_dense, mask_of_last
 from .sequence_plt import NewTokens
@@ -151,7 +152,7 @@ class PLTAttention(nn.Module):
             # computed in float32, in which a gate near 1 has a gradient
             gate = self.plt_gate(layer_input[:, first:], query[:, first:]).unsqueeze(-1)
             mixed = gate.to(own.dtype) * output[:, first:] + (1 - gate).to(own.dtype) * own
-            output = torch.cat((output[:, :first], mixed), dim=1) if first else mixed
+            output = concatenate((output[:, :first], mixed), dim=1) if first else mixed
         elif self.plt_gate is not None and self.training:
             output = output + zero_of(self.plt_gate).to(output.dtype)
         return self.o_proj(output.flatten(3).flatten(1, 2)), weights, shared_key, shared_value

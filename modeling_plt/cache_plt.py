@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
 from .pads_plt import NO_POSITION, Pads, join, take_back
 from .window_plt import NOT_RECORDED, WindowLayer
@@ -251,12 +252,8 @@ class PLTCache(PLTCacheMixin, DynamicCache):
                 strict=True,
             )
         ]
-        keys, values = zip(*seen, strict=True)
-        return (
-            (keys[0].unsqueeze(1), values[0].unsqueeze(1))
-            if len(seen) == 1
-            else (torch.stack(keys, 1), torch.stack(values, 1))
-        )
+        keys, values = ([states.unsqueeze(1) for states in of_loops] for of_loops in zip(*seen, strict=True))
+        return concatenate(keys, dim=1), concatenate(values, dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens; 0 ends a recording stretch without taking any back.

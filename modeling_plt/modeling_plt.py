@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import PLTAttention, PLTGate
 from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
+from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
 from .counting_plt import counts_positions, refuse_counting
 from .gate_names_plt import ReadsBothGateNames
@@ -286,7 +287,7 @@ class PLTModel(PLTPreTrainedModel):
             inputs = [
                 self.loop_input(loop_idx, run.spans[0], inputs_embeds, states, carry, tokens) for loop_idx in run.loops
             ]
-            hidden_states = self.run_layers(torch.cat(inputs, dim=1), shared, run, tokens, position_ids, **kwargs)
+            hidden_states = self.run_layers(concatenate(inputs, dim=1), shared, run, tokens, position_ids, **kwargs)
             if self.config.loop_norm:
                 hidden_states = self.norm(hidden_states)
             states += hidden_states.unflatten(1, (len(run.loops), -1)).unbind(1)

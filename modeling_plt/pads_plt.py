@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .concatenate_plt import concatenate
 from .tail_plt import tail
 
 NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
@@ -82,7 +83,7 @@ def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:
 
 def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:
     """Past columns, then new ones; the pads of each entry before both."""
-    joined = torch.cat((past, new), dim=dim)
+    joined = concatenate((past, new), dim=dim)
     return joined if pads is None else pads.move(joined, past.shape[dim], new.shape[dim], dim)
 
 

@@ -52,7 +52,8 @@ class StaticLoops(StaticLayer):
         """Put tokens `[B, R, Hkv, <= T, Dh]` at the columns `[T]` of their loops."""
         num_loops, num_heads = new.shape[1:3]
         heads = slice((loops.start - self.loops.start) * num_heads, (loops.stop - self.loops.start) * num_heads)
-        return self.write_heads(stored[:, heads], new.flatten(1, 2), columns, pads).unflatten(1, (num_loops, -1))
+        new = new.flatten(1, 2).to(stored.dtype)  # memory that was taken early has the weights' dtype, not autocast's
+        return self.write_heads(stored[:, heads], new, columns, pads).unflatten(1, (num_loops, -1))
 
     def write_heads(self, stored: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) -> Tensor:
         """Put `[B, heads, T, Dh]` at its columns `[T]`; returns all that is stored."""
