@@ -118,7 +118,7 @@ class PLTAttention(nn.Module):
 
         Returns:
             Output `[B, R * Q, D]`; attention weights `[B, H, Q, S]` of the last loop in the pass over the shared KV,
-            None from implementations that give none; shared key and value.
+            in the given order, None from implementations that give none; shared key and value.
         """
         num_loops, window = len(loops), self.config.own_window
         # the loops are an axis from here to `o_proj`; of pruned positions, only keys and values are computed
@@ -142,6 +142,11 @@ class PLTAttention(nn.Module):
             shared_key, shared_value = update(loops if window is None else range(1))
         mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, shared_key, self.config)
         output, weights = self.attend(query, shared_key, shared_value, mask, **kwargs)
+        if weights is not None and tokens.pads is not None and loops.stop == self.config.num_loops:
+            weights = tokens.pads.give_back_weights(weights)
+            if num_queries == tokens.num_tokens and num_loops == 1 and self.config._attn_implementation == "eager":
+                # as with states, what goes on is read from what is recorded, so that it has a gradient
+                output = weigh(tokens.pads.put_weights_first(weights), shared_value)
 
         later = range(max(loops.start, 1), loops.stop)
         if window and later:
@@ -214,6 +219,12 @@ def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor
     """Rotary embedding of `[B, R, heads, T, Dh]` at the last T positions; a single one serves all R loops."""
     cos, sin = (tail(embedding, states.shape[3], dim=3) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
+
+
+def weigh(weights: Tensor, value: Tensor) -> Tensor:
+    """Attention weights `[B, H, Q, n]` of a loop on values `[B, 1, Hkv, n, Dh]` -> `[B, 1, Q, H, Dh]`."""
+    by_head = weights.unflatten(1, (value.shape[2], -1)) @ value.transpose(1, 2)
+    return by_head.flatten(1, 2).transpose(1, 2).unsqueeze(1)
 
 
 def zero_of(module: nn.Module) -> Tensor:

@@ -33,7 +33,7 @@ from .counting_plt import counts_positions, refuse_counting
 from .gate_names_plt import ReadsBothGateNames
 from .generation_plt import PLTGenerationMixin
 from .left_out_plt import SavesAllItWasGiven
-from .pads_plt import Pads
+from .pads_plt import show
 from .passes_plt import Pass, passes, shift
 from .peft_targets_plt import tell_peft
 from .refusals_plt import refuse_other_states, refuse_unusable, refuse_wrong_inputs
@@ -335,10 +335,12 @@ class PLTModel(PLTPreTrainedModel):
 
         `shared` has each layer's shared key and value, where the first pass puts them.
         """
+        is_last = run.loops.stop == self.config.num_loops
+        if is_last:
+            shown, hidden_states = show(hidden_states, run.spans[0], tokens.pads)
         for layer_idx, num_queries in zip(run.layers, run.spans[1:], strict=True):
-            layer_input = hidden_states
             hidden_states, weights, *shared[layer_idx] = self.layers[layer_idx](
-                layer_input,
+                hidden_states,
                 *shared[layer_idx],
                 run.loops,
                 num_queries,
@@ -347,16 +349,11 @@ class PLTModel(PLTPreTrainedModel):
                 **kwargs,
             )
             refuse_other_states(hidden_states)
-            if run.loops.stop == self.config.num_loops:
-                self.record(tail(layer_input, num_queries), tail(hidden_states, num_queries), weights, tokens.pads)
+            if is_last:
+                layer_input = tail(shown, num_queries)
+                shown, hidden_states = show(hidden_states, num_queries, tokens.pads)
+                self.last_loop_tap(layer_input, shown, weights)
         return hidden_states
-
-    def record(self, layer_input: Tensor, layer_output: Tensor, weights: Tensor | None, pads: Pads | None) -> None:
-        """Show the last loop's states `[B, Q, D]` and attention weights, in the given order, to the tap."""
-        if pads is not None:
-            layer_input, layer_output = (pads.give_back(x, before=x[:, :1]) for x in (layer_input, layer_output))
-            weights = None if weights is None else pads.give_back_weights(weights)
-        self.last_loop_tap(layer_input, layer_output, weights)
 
     def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: Any) -> None:
         layers: Any = self.layers

@@ -60,6 +60,11 @@ class Pads(NamedTuple):
             return weights
         return pick(weights, last_real, 3) * self.is_real[:, None, None]
 
+    def put_weights_first(self, weights: Tensor) -> Tensor:
+        """Attention weights as `give_back_weights` gives them, `[B, H, T, n]`, with pads first again."""
+        weights = pick(weights, self.order, 2)
+        return weights if weights.shape[3] > self.is_real.shape[1] else pick(weights, self.order, 3)
+
     def move(self, joined: Tensor, num_past: int | Tensor, num_new: int, dim: int) -> Tensor:
         """Put the pads among the new columns before the past ones.
 
@@ -79,6 +84,19 @@ def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:
     shape[dim] = index_shape[dim] = columns.shape[1]
     index_shape[0] = columns.shape[0]
     return states.gather(dim, columns.to(states.device).view(index_shape).expand(shape))
+
+
+def show(states: Tensor, num_queries: int, pads: Pads | None) -> tuple[Tensor, Tensor]:
+    """The last Q of states `[B, R * T, D]` in the given order, and the states to go on with.
+
+    These are read from what is shown, so that it has a gradient, unless it lacks some of them: pruned, or of one loop.
+    """
+    shown = tail(states, num_queries)
+    if pads is None:
+        return shown, states
+    shown = pads.give_back(shown, before=shown[:, :1])
+    is_all = states.shape[1] == num_queries == pads.order.shape[1]
+    return shown, pads.put_first(shown) if is_all else states
 
 
 def join(past: Tensor, new: Tensor, pads: Pads | None, dim: int) -> Tensor:

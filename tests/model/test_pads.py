@@ -315,3 +315,32 @@ def test_pads_between_packed_documents_are_in_none_of_them():
     logits = model(input_ids, attention_mask=mask, position_ids=positions).logits[0]
     for document in (slice(0, 3), slice(4, 7)):
         torch.testing.assert_close(logits[document], model(input_ids[:, document]).logits[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("num_loops", [1, 3])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_recorded_states_and_weights_have_the_gradients_of_each_row_alone(attn_implementation, num_loops, kind):
+    """What saliency and probing tools read: a copy outside of the graph would have none."""
+    model = tiny_model(num_loops=num_loops, attn_implementation=attn_implementation).double()
+    input_ids, mask = batch(kind)
+
+    def recorded(ids, **kwargs):
+        output = model(ids, output_hidden_states=True, output_attentions=attn_implementation == "eager", **kwargs)
+        parts = [*output.hidden_states, *(output.attentions or ())]
+        for part in parts:
+            part.retain_grad()
+        real = kwargs.get("attention_mask", torch.ones_like(ids)).bool()
+        output.logits[real].square().sum().backward()
+        return [part.grad for part in parts]
+
+    found = recorded(input_ids, attention_mask=mask)
+    for number, (ids, real) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+        if real.sum() == 1:
+            continue  # alone, its loops run together, and what is recorded is part of what is read
+        for grad, expected in zip(found, recorded(ids[real][None]), strict=True):
+            grad = grad[number][:, real][:, :, real] if grad.dim() == 4 else grad[number, real]
+            is_seen = torch.ones_like(expected[0], dtype=torch.bool)
+            if expected.dim() == 4:
+                is_seen = is_seen.tril()  # weights that a mask sets to 0 have gradients that lead nowhere
+            torch.testing.assert_close(grad[is_seen], expected[0][is_seen], rtol=1e-6, atol=1e-9)
