@@ -75,6 +75,12 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
             self.input_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return super().__call__(*args, **kwargs)
+        # nothing to checkpoint; older releases of transformers would do it all the same, and take the cache away
+        return nn.Module.__call__(self, *args, **kwargs)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -366,7 +372,7 @@ class PLTModel(PLTPreTrainedModel):
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")
         if past_key_values is not None:
             refuse_unusable(past_key_values, self.config, inputs_embeds)
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 raise ValueError("`past_key_values` must be None when training with gradient checkpointing.")
 
 

@@ -232,3 +232,20 @@ def test_generation_config_of_the_model_is_used():
     model = model_in_double(num_loops=3)
     model.generation_config = GenerationConfig(max_new_tokens=3, **GREEDY)
     assert model.generate(tiny_ids(1, 6)).shape == (1, 9)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"cache_implementation": "static"}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str
+)
+def test_a_model_in_training_with_checkpointing_generates(how):
+    """As the callbacks of trainers do that print samples."""
+    model, prompt = model_in_double(num_loops=3), tiny_ids(1, 3).repeat(1, 3)
+    expected = generate(model, prompt, 6, **how)
+    model.train()
+    model.gradient_checkpointing_enable()
+    calls = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[1]))
+    assert torch.equal(generate(model, prompt, 6, **how), expected)
+    assert calls[-1] <= 3 * 3  # the loops of one new token, or of its drafts, not the whole sequence again
+    model(prompt, labels=prompt).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
