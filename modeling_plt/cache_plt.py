@@ -6,7 +6,7 @@ B batch, L loops, T new tokens, S cached + new, W sliding window, Hkv KV heads, 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -130,6 +130,16 @@ class Carry:
         self.is_real = selected(self.is_real)
 
 
+def refuse_layer_by_layer(loops: range | None, num_tokens: int | None) -> None:
+    """A call of `update` as other caches take it, of which a PLT's cannot be kept whole."""
+    if not isinstance(loops, range) or num_tokens is None:
+        raise NotImplementedError(
+            "`update` of a PLT's cache takes the keys and values of several loops with their `loops` and "
+            "`num_tokens`, and is called by the model only, which keeps windows and carry in step with them: fill "
+            "the cache by a forward; tools that write single layers (cache compression) are not supported."
+        )
+
+
 class PLTCacheMixin(Cache):
     """What a cache for a PLT knows besides its states."""
 
@@ -158,6 +168,12 @@ class PLTCacheMixin(Cache):
         if self.dtype is not None and self.dtype != dtype:
             raise ValueError(f"`past_key_values` was filled in {self.dtype}, the embeddings are {dtype}.")
         self.dtype = dtype
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "A PLT's cache is no sequence of keys and values: it cannot be unpacked, nor gathered by "
+            "`nn.DataParallel`, where forwards need `use_cache=False` (`DistributedDataParallel` gathers no outputs)."
+        )
 
     @property
     def all_layers(self) -> list[Any]:
@@ -227,8 +243,8 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         key_states: Tensor,
         value_states: Tensor,
         layer_idx: int,
-        loops: range,
-        num_tokens: int,
+        loops: range | Any = None,  # `Any` for None, which is refused
+        num_tokens: int | Any = None,
         pads: Pads | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Append the keys and values of several loops and return what those loops see of their own.
@@ -242,7 +258,11 @@ class PLTCache(PLTCacheMixin, DynamicCache):
 
         Returns:
             Keys and values `[B, R, Hkv, n, Dh]`.
+
+        Raises:
+            NotImplementedError: called without the loops, as caches of other models are.
         """
+        refuse_layer_by_layer(loops, num_tokens)
         seen = [
             cache.layers[layer_idx].update(key, value, num_tokens, pads)
             for cache, key, value in zip(

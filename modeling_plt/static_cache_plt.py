@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer
 
-from .cache_plt import Carry, PLTCacheMixin
+from .cache_plt import Carry, PLTCacheMixin, refuse_layer_by_layer
 from .configuration_plt import PLTConfig
 from .pads_plt import NO_POSITION, Pads, join
 from .window_plt import write_ring
@@ -146,11 +146,12 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         key_states: Tensor,
         value_states: Tensor,
         layer_idx: int,
-        loops: range,
-        num_tokens: int,
+        loops: range | Any = None,  # `Any` for None, which is refused
+        num_tokens: int | Any = None,
         pads: Pads | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `PLTCache.update`."""
+        refuse_layer_by_layer(loops, num_tokens)
         layers = self.later_loops if self.later_loops and loops.start > 0 else self.layers
         return layers[layer_idx].update_loops(key_states, value_states, loops, num_tokens, pads)
 
@@ -173,13 +174,13 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
             part.copy_(part.index_select(0, beam_idx.to(part.device)))
 
     def reset(self) -> None:
-        """Forget the tokens; the memory stays where it is."""
+        """Forget the tokens; the memory stays where it is, for a batch of the same size and dtype."""
         for layer in self.all_layers:
             layer.cumulative_length.zero_()
         if self.carry.positions is not None:
             self.carry.positions.fill_(NO_POSITION)
             self.carry.num_pads.zero_()
-        self.why_closed = self.dtype = None
+        self.why_closed = None
 
     def activate_past_recording(self) -> None:
         raise NotImplementedError(

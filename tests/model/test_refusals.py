@@ -158,3 +158,37 @@ def test_positions_that_were_counted_must_continue_those_of_the_cache():
     model(input_ids[:, :5], position_ids=torch.arange(5)[None] + 7, past_key_values=cache)
     with pytest.raises(ValueError, match=r"ends at positions \[11, 11\] .*counted to start at \[5, 5\]"):
         model(input_ids[:, 5:], past_key_values=cache)
+
+
+@pytest.mark.parametrize("make", [PLTCache, lambda config: PLTStaticCache(config, 9)], ids=["dynamic", "static"])
+def test_a_cache_is_not_filled_layer_by_layer(make):
+    model = tiny_model()
+    cache, states = make(model.config), torch.zeros(1, 2, 5, 8)
+    for others in ((), ({"cache_position": torch.arange(5)},)):  # as caches of other models take them
+        with pytest.raises(NotImplementedError, match="is called by the model only.*fill the cache by a forward"):
+            cache.update(states, states, 0, *others)
+
+
+@pytest.mark.parametrize("make", [PLTCache, lambda config: PLTStaticCache(config, 9)], ids=["dynamic", "static"])
+def test_a_cache_is_not_gathered_from_replicas(make):
+    """As `torch.nn.parallel.scatter_gather.gather` does it with what it does not know."""
+    model = tiny_model()
+    caches = [make(model.config) for _ in range(2)]
+    for cache in caches:
+        model(tiny_ids(1, 4), past_key_values=cache)
+    with pytest.raises(TypeError, match="nor gathered by `nn.DataParallel`, where forwards need `use_cache=False`"):
+        type(caches[0])(map(list, zip(*caches, strict=True)))
+
+
+def test_a_static_cache_that_was_reset_takes_the_same_batch_only():
+    model, input_ids = tiny_model(), tiny_ids(2, 6)
+    cache = PLTStaticCache(model.config, 9)
+    expected = model(input_ids, past_key_values=cache).logits
+    cache.reset()
+    address = cache.layers[0].keys.data_ptr()
+    with pytest.raises(ValueError, match="holds a batch of 2, the input is one of 1"):
+        model(input_ids[:1], past_key_values=cache)
+    with pytest.raises(ValueError, match="was filled in torch.float32, the embeddings are torch.float64"):
+        tiny_model().double()(input_ids, past_key_values=cache)
+    assert torch.equal(model(input_ids, past_key_values=cache).logits, expected)
+    assert cache.layers[0].keys.data_ptr() == address
