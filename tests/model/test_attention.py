@@ -73,9 +73,9 @@ def test_every_step_takes_the_fused_kernel(row, num_loops, padded):
 @pytest.mark.parametrize("padded", [False, True])
 def test_decoding_reads_the_shared_keys_once_and_never_expands_them(monkeypatch, padded):
     model = tiny_model(num_loops=3, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=1)
-    cache = filled_cache(model)
     mask = torch.ones(2, 10, dtype=torch.long)
     mask[0, : 3 if padded else 0] = 0
+    cache = model(tiny_ids(2, 9), attention_mask=mask[:, :9], use_cache=True).past_key_values
     calls = record_sdpa(monkeypatch)
     model(tiny_ids(2, 1), attention_mask=mask, past_key_values=cache)
     shared = ((2, 2, 3 * 4, 8), (2, 2, 10, 8))  # 2 KV heads; 3 loops of 4 query heads are rows of each
