@@ -19,7 +19,7 @@ CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
 EXPERIMENTS ?= swaps reach scales hops mano capo language window
 
-.PHONY: demo results serve test test-serve test-all lint format types docs docs/tools.md build clean
+.PHONY: demo results serve test test-serve test-all test-peers lint format types docs docs/tools.md build clean
 
 VLLM_VENV ?= .venv-vllm
 VLLM_READY = $(VLLM_VENV)/ready
@@ -93,6 +93,19 @@ docs/tools.md:
 	# what the tools use of torch and transformers is theirs to change, from their import on
 	OMP_NUM_THREADS=1 .venv-tools/bin/python -m pytest tests/tools \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning --write-tools $@
+
+# other packages' own tests, on a tiny PLT; not in CI. PEFT's come with its sources
+PEERS = build/peers
+PEFT = peft-$(shell sed -n 's/^peft==//p' constraints.txt)
+
+$(PEERS)/$(PEFT): $(READY)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(PEERS) $(subst -,==,$(PEFT))
+	tar --extract --touch --file $(PEERS)/$(PEFT).tar.gz --directory $(PEERS)
+
+test-peers: $(PEERS)/$(PEFT)
+	rm -rf $(PEERS)/plt
+	$(BIN)/python tests/peers/make_plt.py $(PEERS)/plt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/peers -n 2 -W default -r fE
 
 lint: $(READY)
 	$(BIN)/ruff check .
