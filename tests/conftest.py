@@ -1,5 +1,6 @@
 import signal
 
+import checkout  # noqa: F401, first: what follows imports the packages
 import pytest
 import torch
 from chat_folder import chat_folder  # noqa: F401, a fixture

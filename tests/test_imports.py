@@ -2,28 +2,14 @@
 
 import ast
 from collections.abc import Iterator
-from configparser import ConfigParser
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from checkout import FOLDERS
 
-ROOT = Path(__file__).parents[1]
 FLOORS = {"configuration_plt": 0, "modeling_plt": 1, "benchmarks_plt": 2, "conversion_plt": 2}
 TOP = 3  # the commands
-
-
-def read_folders() -> dict[str, Path]:
-    """The folder of every package that is installed, by its name there."""
-    setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    options = setup["options"]
-    moved = dict(line.split(" = ") for line in options["package_dir"].split("\n") if line)
-    packages = [name for name in options["packages"].split() if "." not in name]
-    return {name: ROOT / moved.get(name, name) for name in packages}
-
-
-FOLDERS = read_folders()
 
 
 def modules() -> dict[str, Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from checkout import on_path
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -23,7 +24,7 @@ from benchmarks_plt.sizes import SIZES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": on_path(ROOT)}
 
 
 def run(folder, *command, environment=None):

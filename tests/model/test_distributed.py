@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import on_path
 from tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ KINDS = {
 
 def run_two(task, folder, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKERS, task, folder]
-    environment = os.environ | {"PYTHONPATH": str(WORKERS.parents[1])}  # what tests share
+    environment = os.environ | {"PYTHONPATH": on_path(WORKERS.parents[1])}  # what tests share
     result = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from checkout import on_path
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("scale_out_worker.py")
@@ -27,7 +28,7 @@ def run_in_two_processes(folder, runs) -> None:
     """Each run is a module of `training_plt` and its flags."""
     (folder / "runs.json").write_text(json.dumps(runs))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder / "runs.json"]
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment = os.environ | {"PYTHONPATH": on_path(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
     result = subprocess.run(
         [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )

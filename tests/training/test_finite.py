@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from checkout import on_path
 from spoiled_worker import spoil
 from test_finetune import SETTINGS, write_chats
 from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
@@ -102,7 +103,7 @@ def test_both_of_two_processes_end(folder, kind, tmp_path):
     _, flags = RUNS[kind]
     words = [kind, *flags(folder, "--save_steps", 2, "--logging_steps", 50), "--output_dir", tmp_path]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, *words]
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment = os.environ | {"PYTHONPATH": on_path(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
     result = subprocess.run(
         [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
