@@ -4,6 +4,7 @@
 B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh head_dim, D hidden, V vocabulary.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,7 @@ class PLTModel(PLTPreTrainedModel):
             self.embedding_scale = nn.Parameter(torch.full((1,), float(config.embedding_scale)))
             self.hidden_scale = nn.Parameter(torch.full((1,), float(config.hidden_scale)))
         self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads no field that ours lacks
+        self.rope_built_with = deepcopy(config.rope_parameters)
         self.last_loop_tap = LastLoopTap()
         self.gradient_checkpointing = False
         self.post_init()
@@ -367,6 +369,11 @@ class PLTModel(PLTPreTrainedModel):
             raise ValueError(
                 '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
                 "setting, instead of changing its config."
+            )
+        if not torch.compiler.is_compiling() and self.config.rope_parameters != self.rope_built_with:
+            raise ValueError(
+                f"`rope_parameters` must stay those that the model was built with, {self.rope_built_with}, got "
+                f"{self.config.rope_parameters}: load it with them, `from_pretrained(..., rope_parameters={{...}})`."
             )
         if kwargs.pop("is_causal", None) is False:
             raise NotImplementedError("`is_causal=False` is not supported: the shift between loops is causal.")

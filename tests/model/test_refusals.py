@@ -192,3 +192,41 @@ def test_a_static_cache_that_was_reset_takes_the_same_batch_only():
         tiny_model().double()(input_ids, past_key_values=cache)
     assert torch.equal(model(input_ids, past_key_values=cache).logits, expected)
     assert cache.layers[0].keys.data_ptr() == address
+
+
+ROPES = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 16},
+    "longrope": {
+        "factor": 2.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("rope_type", ROPES)
+@torch.no_grad()
+def test_rope_that_is_changed_in_a_built_model_is_refused(rope_type, tmp_path):
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0} | ROPES[rope_type]
+    model, input_ids = tiny_model(max_position_embeddings=32, rope_parameters=rope), tiny_ids(1, 40)
+    expected = model(input_ids).logits  # longer than the model is for: dynamic types change what they compute
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path)
+    reloaded.config.validate()
+    for _ in range(2):
+        torch.testing.assert_close(reloaded(input_ids).logits, expected)
+    for change in (
+        lambda: reloaded.config.rope_parameters.update(rope_theta=5e5),
+        lambda: setattr(reloaded.config, "rope_parameters", rope | {"rope_theta": 3e5}),
+    ):
+        change()
+        with pytest.raises(ValueError, match="`rope_parameters` must stay those that the model was built with"):
+            reloaded(input_ids)
+        with pytest.raises(ValueError, match="load it with them"):
+            reloaded.generate(input_ids, max_new_tokens=2)
+    other = type(model).from_pretrained(tmp_path, rope_parameters=rope | {"rope_theta": 5e5})
+    assert (other(input_ids).logits - expected).abs().max() > 1e-3
