@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hooks into `generate()`: which cache it makes, and what it prepares outside of a compiled step."""
 
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -15,18 +16,69 @@ from .refusals_plt import refuse_foreign, refuse_lookup_after, refuse_other_past
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
 
+COLLECTED = "_loop_hidden_states"  # where the states of every step travel with the arguments of `generate`
+
+
+@dataclass
+class CollectedStates:
+    """The `loop_hidden_states` of the steps of one `generate`."""
+
+    steps: list[tuple[Tensor, ...]] = field(default_factory=list)
+    prompt_length: int = 0
+
+    def of(self, output: Any) -> tuple[tuple[Tensor, ...], ...]:
+        """Those of the steps that `generate` returns: transformers may take back one that ran ahead."""
+        if not self.steps:
+            raise NotImplementedError("`output_loop_hidden_states=True` is not supported with `custom_generate`.")
+        is_beam_search = hasattr(output, "beam_indices")  # there, all of its steps are returned
+        return tuple(self.steps[: None if is_beam_search else output.sequences.shape[1] - self.prompt_length])
+
 
 class PLTGenerationMixin(GenerationMixin):
     """`GenerationMixin` with a `PLTCache` where transformers would make a cache of its own."""
 
     config: PLTConfig
 
-    generate = gets_it_as(THEIRS)(GenerationMixin.generate)
+    @gets_it_as(THEIRS)
+    @wraps(GenerationMixin.generate)
+    def generate(self, *args: Any, output_loop_hidden_states: bool = False, **kwargs: Any) -> Any:
+        """As everywhere; and with `output_loop_hidden_states=True`, the output has the states of every loop too.
+
+        `loop_hidden_states` is a tuple with an entry per step, each a tuple of L normed states `[B, T, D]`: of the
+        prompt's T tokens at first, then of one. Beams and returned sequences are entries of the batch.
+
+        Raises:
+            ValueError: such states are wanted without `return_dict_in_generate=True`.
+            NotImplementedError: they are wanted of drafts (prompt lookup, assisted decoding) or `custom_generate`.
+        """
+        if not output_loop_hidden_states:
+            return super().generate(*args, **kwargs)
+        config: Any = kwargs.get("generation_config") or self.generation_config
+        if not kwargs.get("return_dict_in_generate", config.return_dict_in_generate):
+            raise ValueError("`output_loop_hidden_states=True` needs `return_dict_in_generate=True`.")
+        collected = CollectedStates()
+        output: Any = super().generate(*args, **kwargs, **{COLLECTED: collected})
+        output["loop_hidden_states"] = collected.of(output)
+        return output
+
+    def _validate_model_kwargs(self: Any, model_kwargs: dict[str, Any]) -> None:
+        given = {name: value for name, value in model_kwargs.items() if name != COLLECTED}
+        super()._validate_model_kwargs(given)  # type: ignore[misc]  # the rest of the model
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Called after every step."""
+        if (collected := model_kwargs.get(COLLECTED)) is not None:
+            collected.steps.append(outputs.loop_hidden_states)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
         kwargs = call_it(THEIRS, kwargs)
+        if kwargs.pop(COLLECTED, None) is not None:
+            kwargs["output_loop_hidden_states"] = True
         if kwargs.get("is_first_iteration") and isinstance(kwargs.get(THEIRS), PLTCacheMixin):
             kwargs[THEIRS].is_handed_over = True
         return call_it(OURS, super().prepare_inputs_for_generation(*args, **kwargs))
@@ -40,6 +92,8 @@ class PLTGenerationMixin(GenerationMixin):
     ) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
         wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
+        if COLLECTED in model_kwargs and generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise NotImplementedError("`output_loop_hidden_states=True` is not supported with drafts.")
         if given is not None:
             refuse_foreign(given)
             refuse_lookup_after(given, generation_mode)
@@ -70,6 +124,8 @@ class PLTGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """The first step; refuses a cache that does not hold the tokens before it, from which too few would be cut."""
+        if (collected := model_kwargs.get(COLLECTED)) is not None:
+            collected.prompt_length = input_ids.shape[1]
         cache, mask = model_kwargs.get(THEIRS), model_kwargs.get("attention_mask")
         if cache is not None and (num_past := int(cache.get_seq_length())) > 0:
             # where all are real, transformers has noted the mask's length and dropped it

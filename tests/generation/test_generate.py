@@ -249,3 +249,46 @@ def test_a_model_in_training_with_checkpointing_generates(how):
     assert calls[-1] <= 3 * 3  # the loops of one new token, or of its drafts, not the whole sequence again
     model(prompt, labels=prompt).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_beams": 2},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_generation_returns_every_loops_states(how):
+    model, prompt = model_in_double(num_loops=3), tiny_ids(2, 5)
+    settings = {"return_dict_in_generate": True, "output_hidden_states": True, "output_loop_hidden_states": True}
+    output = generate(model, prompt, 6, **settings, **how)
+    steps = output.loop_hidden_states
+    assert len(steps) == len(output.hidden_states) == 6
+    for states, last_loop in zip(steps, output.hidden_states, strict=True):
+        assert len(states) == 3
+        torch.testing.assert_close(states[-1], last_loop[-1])
+    if "num_beams" in how:
+        return  # which beam a row of a step belongs to is told by `beam_indices`; the last loop's states are compared
+    forward = model(output.sequences, use_cache=False, output_loop_hidden_states=True).loop_hidden_states
+    for number, states in enumerate(steps):
+        for found, expected in zip(states, forward, strict=True):
+            stop = 5 + number
+            torch.testing.assert_close(found, expected[:, stop - found.shape[1] : stop])
+
+
+def test_states_of_loops_that_cannot_be_returned_are_refused():
+    model, prompt = model_in_double(num_loops=2), tiny_ids(1, 5)
+    settings = {"return_dict_in_generate": True, "output_loop_hidden_states": True}
+    with pytest.raises(ValueError, match="needs `return_dict_in_generate=True`"):
+        generate(model, prompt, 2, output_loop_hidden_states=True)
+    with pytest.raises(NotImplementedError, match="not supported with drafts"):
+        generate(model, prompt, 2, prompt_lookup_num_tokens=2, **settings)
+    with pytest.raises(NotImplementedError, match="not supported with `custom_generate`"):
+        generate(model, prompt, 2, custom_generate=lambda model, input_ids, **kwargs: input_ids, **settings)
+    with pytest.raises(ValueError, match="not used by the model"):
+        generate(model, prompt, 2, output_loop_hidden=True)
