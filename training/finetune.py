@@ -31,6 +31,7 @@ from .cards import write_card
 from .decay import SpareGatesAndScales
 from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
 from .finite import StopAtNonFinite, stopping
+from .loop_readouts import EvaluatesLoops
 from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, entries_of_a_step, find_checkpoint, refuse_other_settings
@@ -48,8 +49,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
-class ChatTrainer(SpareGatesAndScales, SFTTrainer):
-    """TRL's trainer, which decays matrices and embeddings."""
+class ChatTrainer(SpareGatesAndScales, EvaluatesLoops, SFTTrainer):
+    """TRL's trainer, which knows of gates, scales and loops."""
 
 
 def prepare(

@@ -11,6 +11,7 @@ without code from the checkpoint; of other publishers' models, the exact convers
 arguments are those of `TrainingArguments`; a YAML file of them may come first. Needs the extra `train`.
 """
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -26,13 +27,15 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .controls import CONTROLS_FILE, WORDS, control_losses
 from .decay import SpareGatesAndScales, is_gate_or_scale
 from .distillation import DistillationArguments, add_teacher
 from .finite import StopAtNonFinite, stopping
 from .healing import RampArguments, Ramps
+from .loop_readouts import EvaluatesLoops
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
-from .runs import data_of, facts_of, fixed_settings, held_out_loss
+from .runs import data_of, facts_of, fixed_settings, last_evaluation
 from .save_whole import save_whole
 from .saved import load_config, load_to_train, load_tokenizer_of
 from .texts import TextArguments, load_texts
@@ -68,7 +71,7 @@ class HealingArguments(PretrainingArguments):
     eval_on_start: bool = True  # FSDP2 cannot evaluate before it has prepared a training
 
 
-class HealingTrainer(SpareGatesAndScales, Trainer):
+class HealingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
     """A Trainer that gives gates and scales, which a source does not have, a learning rate of their own."""
 
     def __init__(self, *args: Any, new_rate: float, **kwargs: Any):
@@ -153,8 +156,10 @@ def loss_before(trainer: Trainer) -> str:
     return f"{losses[0]:.4f}" if losses else "not measured"
 
 
-def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextArguments) -> None:
-    """The model, its tokenizer, its code and its card in the folder of the run."""
+def save(
+    trainer: Trainer, command: str, arguments: HealArguments, texts: TextArguments, controls: dict[str, Any]
+) -> None:
+    """The model, its tokenizer, its code, its card and its control readouts in the folder of the run."""
     save_whole(trainer)
     if not trainer.is_world_process_zero():
         return
@@ -163,9 +168,11 @@ def save(trainer: Trainer, command: str, arguments: HealArguments, texts: TextAr
         "teacher": arguments.teacher or "none",
         "held-out loss before healing": loss_before(trainer),
     } | facts_of(trainer, texts)
+    facts |= {f"held-out loss, {words}": f"{controls[name]:.4f}" for name, words in WORDS.items()}
     origin, _ = origin_of(Path(arguments.model) / "README.md")
-    title = "A Parallel Loop Transformer, healed"
-    write_card(Path(trainer.args.output_dir), title, command, facts, **origin)
+    title, folder = "A Parallel Loop Transformer, healed", Path(trainer.args.output_dir)
+    (folder / CONTROLS_FILE).write_text(json.dumps(controls, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, title, command, facts, **origin)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -175,10 +182,12 @@ def main(arguments: list[str] | None = None) -> None:
         trainer, checkpoint = prepare(heal, texts, training)
     with stopping():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        last_loss = held_out_loss(trainer)
-    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts)
+        controls = control_losses(trainer, last_evaluation(trainer))
+    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts, controls)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {loss_before(trainer)} before, {last_loss:.4f} after, saved in {training.output_dir}")
+        print(", ".join(f"{words} {controls[name]:.4f}" for name, words in WORDS.items()))
+        before, after = loss_before(trainer), f"{controls['loss']:.4f}"
+        print(f"held-out loss {before} before, {after} after, saved in {training.output_dir}")
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ from .arguments import parse, refusing
 from .cards import write_card
 from .decay import SpareGatesAndScales, decaying_names
 from .finite import StopAtNonFinite, stopping
+from .loop_readouts import EvaluatesLoops
 from .losses import add_earlier_loops
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
-from .runs import data_of, facts_of, fixed_settings, held_out_loss
+from .runs import data_of, facts_of, fixed_settings, last_evaluation
 from .save_whole import save_whole
 from .saved import load_config, load_to_train, load_tokenizer_of
 from .texts import TextArguments, load_texts
@@ -40,8 +41,8 @@ from .tokenizer import load_tokenizer, train_tokenizer
 from .trainer_arguments import PretrainingArguments
 
 
-class PretrainingTrainer(SpareGatesAndScales, Trainer):
-    """A Trainer that decays matrices and embeddings."""
+class PretrainingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
+    """A Trainer that knows of gates, scales and loops."""
 
 
 def settings_of(
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer, checkpoint = prepare(model, texts, training)
     with stopping():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        loss = held_out_loss(trainer)
+        loss = last_evaluation(trainer)["eval_loss"]
     save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
         print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run shows while it trains: speed, sample text, and at its end a plot of the loss."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,12 @@ class LossPlot(TrainerCallback):
 
 
 def plot_losses(log_history: list[dict[str, float]]) -> Figure:
-    """Training and held-out loss of what Trainer logs, against steps."""
-    table = pd.DataFrame(log_history, columns=["step", "loss", "eval_loss"])
-    lines = table.rename(columns={"loss": "training", "eval_loss": "held out"})
+    """Training and held-out loss of what Trainer logs, and the latter of earlier loops, against steps."""
+    names = {"loss": "training", "eval_loss": "held out"}
+    logged = {name for entry in log_history for name in entry}
+    loops = sorted(name for name in logged if re.fullmatch(r"eval_loop_\d+_loss", name))
+    names |= {name: f"held out, loop {name.split('_')[2]}" for name in loops}
+    lines = pd.DataFrame(log_history, columns=["step", *names]).rename(columns=names)
     points = lines.melt("step", var_name="texts", value_name="loss, nats per token").dropna()
     axes = Figure(figsize=(7, 4.5), layout="constrained").subplots()
     sns.lineplot(points, x="step", y="loss, nats per token", hue="texts", style="texts", markers=True, ax=axes)

@@ -63,12 +63,12 @@ def fixed_settings(config: PLTConfig, texts: TextArguments, training: TrainingAr
     }
 
 
-def held_out_loss(trainer: Trainer) -> float:
-    """Of the model as it is now, in nats per token, evaluated unless it has just been."""
+def last_evaluation(trainer: Trainer) -> dict[str, float]:
+    """What is logged of the held-out texts, of the model as it is now; evaluated unless it has just been."""
     for entry in trainer.state.log_history:
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
-            return entry["eval_loss"]
-    return trainer.evaluate()["eval_loss"]
+            return entry
+    return trainer.evaluate()
 
 
 def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
         "operations": f"{state.num_input_tokens_seen * operations_per_token(model):.3g}",
         "steps": state.global_step,
         "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
-        "held-out loss, nats per token": f"{held_out_loss(trainer):.4f}",
+        "held-out loss, nats per token": f"{last_evaluation(trainer)['eval_loss']:.4f}",
         "optimizer": trainer.args.optim.value,
         "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type.value}",
         "seed": trainer.args.seed,

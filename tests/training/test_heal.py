@@ -16,6 +16,7 @@ from command_plt.main import main as plt
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 from training_plt import heal
+from training_plt.controls import WORDS
 from training_plt.distillation import DistillationArguments, add_teacher
 from training_plt.healing import RampArguments, Ramps, weight
 
@@ -78,6 +79,12 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
     first = float(card.split("| held-out loss before healing | ")[1].split(" |")[0])
     last = float(card.split("| held-out loss, nats per token | ")[1].split(" |")[0])
     assert last < first
+    controls = json.loads((healed / "controls.json").read_text())
+    assert round(controls["loss"], 4) == last
+    for name, words in WORDS.items():
+        assert f"| held-out loss, {words} | {controls[name]:.4f} |" in card
+    log = json.loads((healed / "trainer_state.json").read_text())["log_history"]
+    assert controls["loops"]["loop_1_gate"] == [entry for entry in log if "eval_loss" in entry][-1]["eval_loop_1_gate"]
     assert f"| teacher | {healed.parent}/source |" in card and "python -m training_plt.heal --model" in card
     saved = json.loads((healed / "config.json").read_text())
     converted = json.loads((healed.parent / "converted/config.json").read_text())

@@ -1,5 +1,7 @@
 """Healing and fine-tuning in two processes are those of one: teacher, ramps, rates of their own, adapters, merging."""
 
+import json
+
 import datasets
 import pytest
 import torch
@@ -39,6 +41,7 @@ def heal_flags(folder, output, batch_size, *more) -> list[str]:
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": 2,
         "eval_strategy": "no",
+        "per_device_eval_batch_size": 1,  # the loss of a batch is weighed by its entries, not their labels
     }
     return as_flags(values, *ONE_STEP, *more)
 
@@ -103,6 +106,13 @@ def test_the_adapter_of_two_processes_is_that_of_one(folder, kind):
     assert together.keys() == alone.keys() and any("lora_B" in name for name in alone)
     for name, weight in together.items():
         torch.testing.assert_close(weight, alone[name], rtol=0, atol=5e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_controls_of_two_processes_are_those_of_one(folder, kind):
+    alone, together = (json.loads((folder / f"heal-{each}/controls.json").read_text()) for each in ("alone", kind))
+    loops = [each.pop("loops") for each in (alone, together)]
+    assert together == pytest.approx(alone, abs=2e-3) and loops[1] == pytest.approx(loops[0], abs=2e-3)
 
 
 @pytest.mark.parametrize("training", ["heal", "full", "lora"])

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each loop does, measured in the forwards of an evaluation.
+
+B batch, T tokens, D hidden, L loops, N layers, H heads.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
+
+from modeling_plt import PLTForCausalLM
+
+SCALES = ("embedding_scale", "hidden_scale")
+
+
+class LoopReadouts:
+    """The losses of earlier loops and the gates of later ones, of each batch of an evaluation.
+
+    The layers run once, as without it; the head reads the states of the earlier loops too. It reads them inside of the
+    decoder's forward, where sharded weights are whole, and which is called however a trainer computes its loss.
+    """
+
+    def __init__(self, model: PLTForCausalLM):
+        self.model = model
+        self.labels: Tensor | None = None  # of the batch that is evaluated; None outside of evaluation
+        self.gates: list[list[Tensor]] = [[] for _ in range(model.config.num_hidden_layers)]
+        self.batch = torch.zeros(0)
+        later = range(1, model.config.num_loops)
+        self.names = [f"loop_{loop_idx - 1}_loss" for loop_idx in later]
+        self.names += [f"loop_{loop_idx}_gate" for loop_idx in later] if model.config.has_gate else []
+        self.names += SCALES if model.config.has_learned_scales else []
+        model.model.register_forward_pre_hook(self.ask_for_states, with_kwargs=True)
+        model.model.register_forward_hook(self.read)
+        if model.config.has_gate:
+            for layer, calls in zip(model.model.layers, self.gates, strict=True):
+                layer.self_attn.plt_gate.register_forward_hook(partial(self.note_gate, calls))
+
+    def ask_for_states(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        for calls in self.gates:
+            calls.clear()
+        return None if self.labels is None else (args, kwargs | {"output_loop_hidden_states": True})
+
+    def note_gate(self, calls: list[Tensor], module: nn.Module, args: Any, gate: Tensor) -> None:
+        if self.labels is not None:
+            calls.append(gate)  # [B, R, T, H] of R later loops
+
+    def read(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        """Keep the values that `names` names, of one batch."""
+        if self.labels is None:
+            return
+        values = [self.loss_of(states) for states in outputs.loop_hidden_states[:-1]]
+        if self.model.config.has_gate:
+            by_layer = [torch.cat(calls, dim=1).mean(dim=(0, 2, 3)) for calls in self.gates]
+            values += torch.stack(by_layer).mean(dim=0).unbind()
+        if self.model.config.has_learned_scales:
+            values += [getattr(module, name).squeeze() for name in SCALES]
+        self.batch = torch.stack([value.detach().float() for value in values])
+
+    def loss_of(self, states: Tensor) -> Tensor:
+        """The model's loss, of the states `[B, T, D]` of one loop."""
+        return self.model.loss_function(
+            logits=self.model.lm_head(states), labels=self.labels, vocab_size=self.model.config.vocab_size
+        )
+
+
+class EvaluatesLoops:
+    """Goes before a Trainer: its evaluations also tell what each loop of the PLT does, as `LoopReadouts.names`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        model = next(module for module in self.model.modules() if isinstance(module, PLTForCausalLM))
+        self.readouts = LoopReadouts(model) if model.config.num_loops > 1 else None
+        self.batches: list[Tensor] = []
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's."""
+        if self.readouts is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        self.readouts.labels = self._prepare_inputs(inputs)["labels"]
+        try:
+            result = super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self.readouts.labels = None
+        # as Trainer weighs the loss of a batch, by its entries, those that fill up the last one left out
+        self.batches.append(self.gather_function(self.readouts.batch.repeat(self.args.eval_batch_size, 1)))
+        return result
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's, with more metrics."""
+        self.batches = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.readouts is not None:
+            means = torch.cat(self.batches).mean(dim=0).tolist()
+            names = [f"{metric_key_prefix}_{name}" for name in self.readouts.names]
+            output.metrics.update(zip(names, means, strict=True))
+        return output
