@@ -3,10 +3,12 @@
 
 import json
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -22,14 +24,33 @@ def parse(description: str | None, classes: tuple[type, ...], arguments: list[st
         classes: dataclasses such as `TrainingArguments`; no two have a field of the same name.
         arguments: flags, after an optional YAML file of fields and values, which flags override; default: `sys.argv`.
     """
-    parser = HfArgumentParser(classes, description=description)
+    parser = Parser(classes, description=description, formatter_class=Formatter)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and arguments[0].endswith((".yaml", ".yml")):
             arguments = [*read_flags(Path(arguments[0])), *arguments[1:]]
-        return parser.parse_args_into_dataclasses(arguments)
+        *parsed, others = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except (OSError, ValueError) as error:
         parser.error(one_line(error))
+    if others:
+        near = get_close_matches(others[0], parser.flags(), n=1, cutoff=0.8)
+        parser.error(f"{others[0]} is no argument of this command" + (f"; is {near[0]} meant?" if near else "."))
+    return tuple(parsed)
+
+
+class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and the lines of the description as they are, so that commands can be copied."""
+
+
+class Parser(HfArgumentParser):
+    """A parser whose errors are one line: there are a hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
 
 
 @contextmanager

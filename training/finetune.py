@@ -28,16 +28,18 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .checks import refuse_what_cannot_run
 from .decay import SpareGatesAndScales
 from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
 from .finite import StopAtNonFinite, stopping
 from .loop_readouts import EvaluatesLoops
 from .messages import load_messages
 from .progress import LossPlot, SampleText, Speed
-from .resume import KeepSettings, entries_of_a_step, find_checkpoint, refuse_other_settings
+from .resume import KeepSettings, entries_of_a_step, find_checkpoint, optimization, refuse_other_settings
 from .save_whole import save_whole
 from .saved import load_config, load_tokenizer_of
 
+HELD_OUT = "held-out loss, nats per token"
 LOAD_ADAPTER = """\
 import modeling_plt
 from peft import AutoPeftModelForCausalLM
@@ -62,6 +64,7 @@ def prepare(
         ValueError, OSError: an argument, a file or a folder is not what it must be.
     """
     checkpoint = find_checkpoint(args)
+    refuse_what_cannot_run(args, base.attn_implementation)
     config = load_config(base.model_name_or_path, base.model_revision)
     tokenizer = load_tokenizer_of(base.model_name_or_path, config, base.model_revision)
     check_chat_format(tokenizer, args)
@@ -102,9 +105,8 @@ def check_chat_format(tokenizer: PreTrainedTokenizerBase, args: FinetuneArgument
 def settings_of(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments) -> dict[str, Any]:
     """What a resumed run must not change: the base, the adapter, the chats, and the entries of a step."""
     names = ("seed", "max_length", "packing", "assistant_only_loss")
-    return {**vars(base), "dataset": chats.dataset, "entries of a step": entries_of_a_step(args)} | {
-        name: getattr(args, name) for name in names
-    }
+    chosen = {"dataset": chats.dataset, "entries of a step": entries_of_a_step(args)}
+    return vars(base) | chosen | optimization(args) | {name: getattr(args, name) for name in names}
 
 
 def load_model(base: BaseArguments, quantized: bool) -> PLTForCausalLM:
@@ -151,7 +153,7 @@ def facts_of(trainer: SFTTrainer, chats: ChatArguments, base: BaseArguments) -> 
         "tokens": f"{state.num_input_tokens_seen:,}",
         "steps": state.global_step,
         "last training loss": last["loss"],
-        "held-out loss, nats per token": last["eval_loss"],
+        HELD_OUT: last["eval_loss"],
         "learning rate": f"{args.learning_rate}, {args.lr_scheduler_type.value}",
         "seed": args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}",
@@ -185,6 +187,8 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
         if chats.eval_dataset:
             trainer.evaluate()
     save(trainer, command, chats, base)
+    if trainer.is_world_process_zero():
+        print(f"held-out loss {facts_of(trainer, chats, base)[HELD_OUT]}, saved in {args.output_dir}")
     return trainer
 
 

@@ -4,11 +4,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers.utils import is_bitsandbytes_available, is_torch_bf16_gpu_available
 from trl import ModelConfig, SFTConfig
 
 from .finite import refuse_filter
-from .trainer_arguments import refuse_reentrant
+from .trainer_arguments import refuse_rate, refuse_reentrant
 
 
 @dataclass
@@ -57,6 +58,7 @@ class FinetuneArguments(SFTConfig):
         metadata={"help": "several chats in a batch entry of `max_length` tokens, each read as if it were alone"},
     )
     logging_nan_inf_filter: bool = False
+    dataloader_pin_memory: bool = torch.accelerator.is_available()  # torch warns where there is none
     include_num_input_tokens_seen: str = field(
         default="all", metadata={"help": "the speed is computed of these", "choices": ["all"]}
     )
@@ -64,8 +66,12 @@ class FinetuneArguments(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        if "activation_checkpointing" in self.__dataclass_fields__ and self.activation_checkpointing is None:
+            # TRL sets the older name, of which transformers warns since 5.23
+            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
         refuse_reentrant(self)
+        refuse_rate(self)
         refuse_filter(self)
         path = self.chat_template_path
         if path is not None and not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):

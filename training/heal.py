@@ -27,6 +27,7 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .checks import refuse_long_blocks, refuse_what_cannot_run
 from .controls import CONTROLS_FILE, WORDS, control_losses
 from .decay import SpareGatesAndScales, is_gate_or_scale
 from .distillation import DistillationArguments, add_teacher
@@ -126,6 +127,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
         ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
     """
     checkpoint = find_checkpoint(training)
+    refuse_what_cannot_run(training, None)
     config = load_config(arguments.model)
     refuse_what_is_no_plt(config, arguments.model)
     tokenizer = load_tokenizer_of(arguments.model, config)
@@ -134,10 +136,13 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     }
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
+    refuse_long_blocks(texts.block_size, config)
+    if texts.streaming and training.max_steps <= 0:
+        raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
     if arguments.teacher is None and arguments.attention_weight:
         raise ValueError("`--attention_weight` needs a `--teacher`.")
-    data = data_of(load_texts(texts), texts, training, config, tokenizer)
     teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
+    data = data_of(load_texts(texts), texts, training, tokenizer)
 
     set_seed(training.seed)
     model = load_to_train(arguments.model, config)

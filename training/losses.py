@@ -21,10 +21,7 @@ def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
     Raises:
         ValueError: the weight is negative, or there is no earlier loop.
     """
-    if weight < 0:
-        raise ValueError(f"`--earlier_loops_weight` must be at least 0, got {weight}.")
-    if model.config.num_loops == 1:
-        raise ValueError("`--earlier_loops_weight` needs a model of at least 2 loops, got 1.")
+    refuse_weight(weight, model.config.num_loops)
 
     def ask_for_states(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         return (args, kwargs | {"output_loop_hidden_states": True}) if is_wanted(module, kwargs) else None
@@ -37,6 +34,13 @@ def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
 
     model.register_forward_pre_hook(ask_for_states, with_kwargs=True)
     model.register_forward_hook(add_losses, with_kwargs=True)
+
+
+def refuse_weight(weight: float, num_loops: int) -> None:
+    if weight < 0:
+        raise ValueError(f"`--earlier_loops_weight` must be at least 0, got {weight}.")
+    if weight and num_loops == 1:
+        raise ValueError("`--earlier_loops_weight` needs a model of at least 2 loops, got 1.")
 
 
 def is_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -54,20 +54,26 @@ class ModelArguments:
             raise ValueError("`--decay_gates_and_scales` is for AdamW alone, got `--muon` too.")
 
 
-def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PLTConfig:
-    """The config of the preset or file, with the size and the special tokens of the tokenizer.
+def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PLTConfig:
+    """The config of the preset or file, with the size and the special tokens of the tokenizer, where there is one yet.
 
     Raises:
         ValueError: a field is wrong, or there are fewer embeddings than tokens.
     """
-    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    size = max(tokenizer.get_vocab().values()) + 1
-    given = read_fields(arguments.config) | parse_assignments(arguments.set)
+    completed, size = {}, 0
+    if tokenizer is not None:
+        size = max(tokenizer.get_vocab().values()) + 1
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        completed = {"vocab_size": size} | {name: getattr(tokenizer, name) for name in tokens}
+    try:
+        given = read_fields(arguments.config) | parse_assignments(arguments.set)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith("`") else f"`--set` {error}") from None
     unknown = given.keys() - PLTConfig.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"`--config` must hold fields of PLTConfig, got {', '.join(sorted(unknown))}.")
     try:
-        config = PLTConfig(**({"vocab_size": size} | tokens | given))
+        config = PLTConfig(**(completed | given))
     except StrictDataclassError as error:
         raise ValueError(f"`--config`: {error}") from None
     if config.vocab_size < size:

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
@@ -25,10 +24,11 @@ from modeling_plt import PLTForCausalLM
 
 from .arguments import parse, refusing
 from .cards import write_card
+from .checks import refuse_long_blocks, refuse_what_cannot_run
 from .decay import SpareGatesAndScales, decaying_names
 from .finite import StopAtNonFinite, stopping
 from .loop_readouts import EvaluatesLoops
-from .losses import add_earlier_loops
+from .losses import add_earlier_loops, refuse_weight
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
 from .progress import LossPlot, SampleText, Speed
@@ -62,18 +62,26 @@ def prepare(
         ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
     """
     checkpoint = find_checkpoint(training)
+    if model_arguments.earlier_loops_weight and training.label_smoothing_factor:
+        raise NotImplementedError("`--earlier_loops_weight` does not go with `--label_smoothing_factor`.")
+    refuse_what_cannot_run(training, model_arguments.attn_implementation)
+    tokenizer = choose_tokenizer(model_arguments, checkpoint)
+    config = choose_shape(model_arguments, tokenizer)
+    refuse_long_blocks(text_arguments.block_size, config)
+    refuse_weight(model_arguments.earlier_loops_weight, config.num_loops)
+    refuse_endless(text_arguments, training, tokenizer)
     train, held_out = load_texts(text_arguments)
-    config, tokenizer = choose_shape(model_arguments, train, checkpoint)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(train, model_arguments.bpe_size)
+        config = choose_shape(model_arguments, tokenizer)
     settings = settings_of(config, model_arguments, text_arguments, training)
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
-    data = data_of((train, held_out), text_arguments, training, config, tokenizer)
+    data = data_of((train, held_out), text_arguments, training, tokenizer)
 
     set_seed(training.seed)
     model = first_weights(model_arguments, config)
     if model_arguments.earlier_loops_weight:
-        if training.label_smoothing_factor:
-            raise NotImplementedError("`--earlier_loops_weight` does not go with `--label_smoothing_factor`.")
         add_earlier_loops(model, model_arguments.earlier_loops_weight)
     trainer = PretrainingTrainer(
         model,
@@ -86,26 +94,27 @@ def prepare(
     return trainer, checkpoint
 
 
-def choose_shape(
-    arguments: ModelArguments, texts: Dataset | IterableDataset, checkpoint: Path | None
-) -> tuple[PLTConfig, PreTrainedTokenizerBase]:
+def choose_tokenizer(arguments: ModelArguments, checkpoint: Path | None) -> PreTrainedTokenizerBase | None:
+    """None if one is to be trained on the texts."""
     if arguments.model is not None:
-        config = load_config(arguments.model)
-        return config, load_tokenizer_of(arguments.model, config)
-    tokenizer = choose_tokenizer(arguments, texts, checkpoint)
-    return build_config(arguments, tokenizer), tokenizer
-
-
-def choose_tokenizer(
-    arguments: ModelArguments, texts: Dataset | IterableDataset, checkpoint: Path | None
-) -> PreTrainedTokenizerBase:
+        return load_tokenizer_of(arguments.model, load_config(arguments.model))
     if checkpoint is not None:
         return load_tokenizer(str(checkpoint))
-    if arguments.tokenizer is not None:
-        return load_tokenizer(arguments.tokenizer)
-    if isinstance(texts, IterableDataset):
+    return None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
+
+
+def choose_shape(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PLTConfig:
+    return build_config(arguments, tokenizer) if arguments.model is None else load_config(arguments.model)
+
+
+def refuse_endless(
+    texts: TextArguments, training: TrainingArguments, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Texts that are read while training are not there to be counted, nor to train a tokenizer on."""
+    if texts.streaming and tokenizer is None:
         raise ValueError("`--streaming` needs a `--tokenizer`: one is trained on texts that are read in advance only.")
-    return train_tokenizer(texts, arguments.bpe_size)
+    if texts.streaming and training.max_steps <= 0:
+        raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
 
 
 def first_weights(arguments: ModelArguments, config: PLTConfig) -> PLTForCausalLM:

@@ -10,6 +10,19 @@ from transformers.trainer_utils import get_last_checkpoint
 
 STATE_FILE = "trainer_state.json"  # which Trainer writes last
 SETTINGS_FILE = "run_settings.json"
+ABSENT = object()
+OPTIMIZATION = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+)
 
 
 def find_checkpoint(arguments: TrainingArguments) -> Path | None:
@@ -41,13 +54,29 @@ def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     file = checkpoint / SETTINGS_FILE
     if not file.is_file():
         raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {SETTINGS_FILE}, got {checkpoint}.")
-    before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"A resumed run must have the settings of its checkpoint, where `{name}` is {before.get(name)!r}; got "
-                f"{now.get(name)!r}."
-            )
+    before = flat(json.loads(file.read_text(encoding="utf-8")))
+    now = flat(json.loads(json.dumps(settings)))
+    others = [
+        f"`{name}` is {before.get(name, 'not told')!r} and not {now.get(name, 'not told')!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, ABSENT) != now.get(name, ABSENT)
+    ]
+    if others:
+        raise ValueError(f"A resumed run must have the settings of its checkpoint, where {', '.join(others)}.")
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of fields by a name of their own, as `config.num_loops`."""
+    fields = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+        fields |= inner or {f"{prefix}{name}": value}
+    return fields
+
+
+def optimization(arguments: TrainingArguments) -> dict[str, Any]:
+    """What the optimizer and the schedule of a checkpoint hold, which take nothing else from a resumed run."""
+    return {name: getattr(arguments, name) for name in OPTIMIZATION}
 
 
 def entries_of_a_step(arguments: TrainingArguments) -> int:
@@ -56,10 +85,16 @@ def entries_of_a_step(arguments: TrainingArguments) -> int:
 
 
 class KeepSettings(TrainerCallback):
-    """Writes the settings of a run into each checkpoint, and the tokenizer, which sharded ones lack otherwise."""
+    """Writes the settings of a run into each checkpoint, and the tokenizer, which sharded ones lack otherwise.
+
+    How often a resumed run logs, evaluates and saves is what its arguments say, and not what its checkpoint says.
+    """
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
     def on_save(
         self, args: Any, state: TrainerState, control: TrainerControl, processing_class: Any, **kwargs: Any

@@ -13,7 +13,7 @@ from configuration_plt import PLTConfig
 
 from .packing import PackingCollator, pack
 from .progress import operations_per_token
-from .resume import entries_of_a_step
+from .resume import entries_of_a_step, optimization
 from .texts import TextArguments
 
 TextPair = tuple[Dataset | IterableDataset, Dataset]
@@ -23,24 +23,15 @@ def data_of(
     texts: TextPair,
     arguments: TextArguments,
     training: TrainingArguments,
-    config: PLTConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """Texts to train on and to hold out, packed: the arguments of Trainer that concern data.
 
     Raises:
-        ValueError: a block is longer than the model's positions, the texts make less than a block, or a stream has no
-            end.
+        ValueError: the texts make less than a block.
     """
-    if arguments.block_size > config.max_position_embeddings:
-        raise ValueError(
-            f"`--block_size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
-            f"{arguments.block_size}."
-        )
     entries, held_out = (pack(each, tokenizer, arguments.block_size) for each in texts)
     if arguments.streaming:
-        if training.max_steps <= 0:
-            raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
         entries = entries.shuffle(seed=training.seed, buffer_size=1000)  # of one read they are sorted by length
     return {
         "train_dataset": entries,
@@ -60,7 +51,7 @@ def fixed_settings(config: PLTConfig, texts: TextArguments, training: TrainingAr
         **vars(texts),
         "entries of a step": entries_of_a_step(training),
         "seed": training.seed,
-    }
+    } | optimization(training)
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float]:
@@ -84,7 +75,7 @@ def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
         "steps": state.global_step,
         "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
         "held-out loss, nats per token": f"{last_evaluation(trainer)['eval_loss']:.4f}",
-        "optimizer": trainer.args.optim.value,
+        "optimizer": f"{trainer.args.optim.value}, weight decay {trainer.args.weight_decay}",
         "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type.value}",
         "seed": trainer.args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",

@@ -52,7 +52,8 @@ def load_texts(arguments: TextArguments) -> tuple[Dataset | IterableDataset, Dat
     if first is None:
         raise ValueError(f"`--dataset` must hold documents, got none in {arguments.dataset}.")
     if not isinstance(first.get("text"), str):
-        raise ValueError(f"`--dataset` must have a column `text` of strings, got the columns {sorted(first)}.")
+        kind = f"{type(first['text']).__name__} in it" if "text" in first else f"the columns {sorted(first)}"
+        raise ValueError(f"`--dataset` must have a column `text` of strings, got {kind}.")
     train, held_out = hold_out(texts.select_columns("text"), arguments.held_out)
     if next(iter(train), None) is None:
         raise ValueError(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a run: one that exists, or a small one that is trained on the texts."""
 
+from pathlib import Path
+
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,8 +19,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
+        place = name if Path(name).is_dir() else f"{name}, which is no folder, and of the hub"
         raise ValueError(
-            f"The tokenizer must be a hub id or a folder with one, got {name}: {first_line(error)}"
+            f"The tokenizer must be a hub id or a folder with one, got {place}: {first_line(error)}"
         ) from None
 
 

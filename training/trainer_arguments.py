@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of Trainer, with the defaults of pretraining."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 
 from .finite import refuse_filter
@@ -22,11 +24,13 @@ class PretrainingArguments(TrainingArguments):
     eval_steps: float | None = 500
     include_num_input_tokens_seen: str = "all"
     logging_nan_inf_filter: bool = False
+    dataloader_pin_memory: bool = torch.accelerator.is_available()  # torch warns where there is none
     remove_unused_columns: bool = False  # the collator reads the lengths of the documents
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_reentrant(self)
+        refuse_rate(self)
         refuse_filter(self)
         if self.remove_unused_columns:
             raise ValueError("`--remove_unused_columns` must be false: packed texts have a column of lengths.")
@@ -35,6 +39,11 @@ class PretrainingArguments(TrainingArguments):
                 "`--include_num_input_tokens_seen` must be all, of which the speed is computed, got "
                 f"{self.include_num_input_tokens_seen}."
             )
+
+
+def refuse_rate(arguments: TrainingArguments) -> None:
+    if not 0 <= arguments.learning_rate < math.inf:
+        raise ValueError(f"`--learning_rate` must be a number of at least 0, got {arguments.learning_rate}.")
 
 
 def refuse_reentrant(arguments: TrainingArguments) -> None:

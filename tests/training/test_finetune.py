@@ -254,6 +254,20 @@ def test_arguments_that_cannot_work_are_refused(refusal, flags, message, monkeyp
     assert message in refusal(*flags)
 
 
+def test_what_needs_no_chats_is_refused_before_they_are_read(refusal, monkeypatch):
+    monkeypatch.setattr("training_plt.finetune.load_messages", None)
+    assert "`--report_to` must be trackers that are installed, got clearml." in refusal("--report_to", "clearml")
+    assert "needs a GPU" in refusal("--attn_implementation", "flex_attention")
+    assert "`--learning_rate` must be a number of at least 0, got -1.0." in refusal("--learning_rate", "-1")
+
+
+def test_a_run_ends_with_a_line(run, chats, tmp_path, capsys):
+    trainer = run("--eval_dataset", chats)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"held-out loss {eval_loss(trainer):.4f}, saved in {tmp_path / 'output'}"
+    assert {"eval_loop_0_loss", "eval_loop_2_gate"} <= trainer.state.log_history[-1].keys()
+
+
 def test_the_loss_of_the_assistant_needs_a_template_that_marks_it(refusal):
     assert "generation" in refusal("--assistant_only_loss")
 
@@ -265,4 +279,4 @@ def test_a_run_resumes_from_a_checkpoint_with_its_settings_only(refusal, run, ch
     run("--save_strategy=steps", "--save_steps=2", "--max_steps=2", "--use_peft")
     (tmp_path / "output").rename(tmp_path / "before")
     resume = f"--resume_from_checkpoint={tmp_path / 'before/checkpoint-2'}"
-    assert "where `lora_r` is 16; got 8." in refusal(resume, "--use_peft", "--lora_r=8")
+    assert "where `lora_r` is 16 and not 8." in refusal(resume, "--use_peft", "--lora_r=8")

@@ -15,6 +15,7 @@ from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 from training_plt.arguments import parse
+from training_plt.checks import refuse_unwritable
 from training_plt.new_model import ModelArguments
 from training_plt.texts import TextArguments
 from training_plt.trainer_arguments import PretrainingArguments
@@ -80,7 +81,9 @@ def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole
     held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert f"| held-out loss, nats per token | {held_out[-1]:.4f} |" in card
     assert f"| tokens, fill included | {6 * 4 * 32} |" in card
-    assert "| learning rate | 0.01, cosine |" in card and re.search(r"\| optimizer \| adamw_\w+ \|", card)
+    assert "| learning rate | 0.01, cosine |" in card and re.search(
+        r"\| optimizer \| adamw_\w+, weight decay 0.1 \|", card
+    )
     assert held_out[-1] < held_out[0] < 6
 
 
@@ -211,15 +214,43 @@ def refusal(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--block_size", "64"], "where `block_size` is 32; got 64"),
-        (["--set", "num_loops=3"], "where `config` is "),
-        (["--per_device_train_batch_size", "2"], "where `entries of a step` is 4; got 2"),
-        (["--held_out", "5"], "where `held_out` is 4; got 5"),
-        (["--seed", "1"], "where `seed` is 42; got 1"),
+        (["--block_size", "64"], "`block_size` is 32 and not 64"),
+        (["--set", "num_loops=3"], "`config.num_loops` is 2 and not 3"),
+        (["--per_device_train_batch_size", "2"], "`entries of a step` is 4 and not 2"),
+        (["--held_out", "5"], "`held_out` is 4 and not 5"),
+        (["--seed", "1"], "`seed` is 42 and not 1"),
+        (["--learning_rate", "1e-6"], "`learning_rate` is 0.01 and not 1e-06"),
+        (["--lr_scheduler_type", "linear"], "`lr_scheduler_type` is 'cosine' and not 'linear'"),
+        (
+            ["--weight_decay", "0", "--adam_beta2", "0.9"],
+            "`adam_beta2` is 0.95 and not 0.9, `weight_decay` is 0.1 and not 0.0",
+        ),
+        (["--decay_gates_and_scales"], "`decay_gates_and_scales` is False and not True"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(refusal, whole, more, message):
-    assert message in refusal("--resume_from_checkpoint", whole / "checkpoint-3", *more)
+    expected = f"error: A resumed run must have the settings of its checkpoint, where {message}."
+    assert refusal("--resume_from_checkpoint", whole / "checkpoint-3", *more) == expected
+
+
+def test_a_resumed_run_may_log_save_and_end_otherwise_and_does(folder, whole, tmp_path):
+    other = ["--logging_steps", 2, "--save_steps", 4, "--eval_steps", 5, "--max_steps", 10]
+    pretrain.main(flags(folder, tmp_path / "longer", *other))
+    resume = ["--resume_from_checkpoint", whole / "checkpoint-3"]
+    pretrain.main(flags(folder, tmp_path / "resumed", *other, *resume))
+    entries = history(tmp_path / "resumed")
+    assert [entry["step"] for entry in entries if "loss" in entry and entry["step"] > 3] == [4, 5, 6, 8, 10]
+    assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 5, 10]
+    assert {path.name for path in (tmp_path / "resumed").glob("checkpoint-*")} == {
+        "checkpoint-4",
+        "checkpoint-8",
+        "checkpoint-10",
+    }
+    rates = [
+        {entry["step"]: entry["learning_rate"] for entry in each if "loss" in entry}
+        for each in (entries, history(tmp_path / "longer"))
+    ]
+    assert {step: rates[0][step] for step in (6, 8, 10)} == {step: rates[1][step] for step in (6, 8, 10)}
 
 
 def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
@@ -247,6 +278,50 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
 )
 def test_wrong_input_is_refused_before_training(refusal, more, message):
     assert message in refusal(*more)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (
+            ["--set", "num_loop=3"],
+            "`--set` takes FIELD=VALUE with a field of PLTConfig, got 'num_loop=3'; is `num_loops` meant?",
+        ),
+        (["--set", "num_loops=0"], "must be an integer of at least 1, got 0"),
+        (["--config", "large"], "must be a JSON file or one of tiny, "),
+        (["--learning_rate", "-1"], "`--learning_rate` must be a number of at least 0, got -1.0."),
+        (["--tokenizer", "./absent"], "got ./absent, which is no folder, and of the hub: "),
+        (["--block_size", "3000"], "must be at most the 2048"),
+        (["--report_to", "clearml"], "`--report_to` must be trackers that are installed, got clearml."),
+        (["--output_dir", "/proc/absent"], "`--output_dir` must be a folder to write into, got /proc/absent: "),
+        (["--attn_implementation", "flex_attention"], "needs a GPU: on a CPU it has no backward."),
+        (["--earlier_loops_weight", "-1"], "must be at least 0, got -1.0"),
+        (["--streaming"], "`--streaming` needs a `--tokenizer`"),
+        (["--block_sise", "32"], "error: --block_sise is no argument of this command; is --block_size meant?"),
+        (["--chat_template_path", "x"], "error: --chat_template_path is no argument of this command."),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_data_is_read(refusal, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(pretrain, "load_texts", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    sentence = refusal(*more)
+    assert message in sentence and sentence.startswith("error: ")
+
+
+def test_help_shows_commands_that_can_be_copied(capsys):
+    with pytest.raises(SystemExit):
+        parse(pretrain.__doc__, (ModelArguments,), ["--help"])
+    text = capsys.readouterr().out
+    (command,) = re.findall(r"accelerate launch -m (.*?)--output_dir", text, flags=re.DOTALL)
+    assert command.count(" \\\n") == 2
+
+
+def test_nothing_is_left_of_the_look_whether_a_folder_can_be_written(tmp_path):
+    refuse_unwritable(tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a folder to write into, got .*file"):
+        refuse_unwritable(tmp_path / "file")
 
 
 def test_streaming_needs_a_number_of_steps(refusal, folder):

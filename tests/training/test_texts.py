@@ -58,7 +58,7 @@ def test_the_default_is_the_standard_library():
     "files, message",
     [
         ({"a.jsonl": '{"content": "x"}\n'}, r"must have a column `text` of strings, got the columns \['content'\]"),
-        ({"a.jsonl": '{"text": 1}\n'}, "must have a column `text` of strings"),
+        ({"a.jsonl": '{"text": 1}\n'}, "must have a column `text` of strings, got int in it"),
         ({"a.jsonl": ""}, "got none that holds anything"),
         ({"a.csv": "text\n"}, "must hold documents"),
         ({"a.jsonl": "{"}, "must hold documents that can be read, got .*: JSON parse error"),

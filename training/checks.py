@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be refused before a text is read and a tokenizer is trained, which may take hours."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from configuration_plt import PLTConfig
+
+
+def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: str | None) -> None:
+    """Check what a run needs besides data.
+
+    Raises:
+        ValueError: a tracker is not installed, or the folder of the run cannot be written.
+        NotImplementedError: attention has no backward on the device.
+    """
+    missing = sorted(set(arguments.report_to) - set(get_available_reporting_integrations()))
+    if missing:
+        raise ValueError(f"`--report_to` must be trackers that are installed, got {', '.join(missing)}.")
+    if attn_implementation == "flex_attention" and arguments.device.type == "cpu":
+        raise NotImplementedError("`--attn_implementation flex_attention` needs a GPU: on a CPU it has no backward.")
+    if arguments.process_index == 0:
+        refuse_unwritable(Path(arguments.output_dir or "."))
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Try to write into a folder, which is gone afterwards if it was not there."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"`--output_dir` must be a folder to write into, got {folder}: {error.strerror}.") from None
+    finally:
+        for each in new:
+            if each.is_dir():
+                os.rmdir(each)
+
+
+def refuse_long_blocks(block_size: int, config: PLTConfig) -> None:
+    """A block must not be longer than the model's positions."""
+    if block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"`--block_size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
+            f"{block_size}."
+        )
