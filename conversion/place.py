@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from .belongings import LICENSES
 from .checkpoint import read_json
 from .messages import some
 
@@ -44,9 +45,12 @@ def check_apart(target: Path, source: Path, files: list[Path]) -> None:
         files: further files that are read.
 
     Raises:
-        ValueError: the target is or holds something that is read, or is inside the source.
+        ValueError: the target is or holds something that is read, or is inside the source; or a link leads nowhere.
     """
     for path in (source, *source.iterdir(), *files):
+        is_license = any(path.match(pattern) for pattern in LICENSES)  # whose copying says so
+        if path.is_symlink() and not path.exists() and not is_license:
+            raise ValueError(f"{path} must lead to a file, got a link to {os.readlink(path)}, where there is none.")
         if is_within(path, target):
             raise ValueError(f"The target must be apart from what is read, got {target}, which holds {path}.")
     if is_within(target, source):
@@ -55,9 +59,14 @@ def check_apart(target: Path, source: Path, files: list[Path]) -> None:
 
 def is_within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or something in it, after following links."""
-    path, folder = path.resolve(), folder.resolve()
+    path, folder = follow(path), follow(folder)
     # a folder can be mounted in two places, or spelled in two ways
     return any(parent == folder or is_same(parent, folder) for parent in (path, *path.parents))
+
+
+def follow(path: Path) -> Path:
+    """Where a path leads; unlike `Path.resolve`, without an error of its own for a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def is_same(path: Path, other: Path) -> bool:
@@ -66,7 +75,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 def leftovers(target: Path) -> list[Path]:
     """Temporary folders next to a target; a run that is still going has one, and one that was killed leaves one."""
-    target = target.resolve()
+    target = follow(target)
     names = os.listdir(target.parent) if target.parent.is_dir() else []
     pattern = rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}"
     return [target.parent / name for name in sorted(names) if re.fullmatch(pattern, name)]

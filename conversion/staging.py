@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .held_signals import HeldSignals
-from .place import check_place
+from .place import check_place, follow
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
         FileExistsError: something else is at the target, at the start or at the end of the block.
     """
     check_place(target, overwrite)
-    target = target.resolve()
+    target = follow(target)
     before = identity(target)
     made = [parent for parent in target.parents if not parent.exists()]
     work = target.parent / f".{target.name}.{secrets.token_hex(4)}"

@@ -19,6 +19,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from .belongings import home
 from .checkpoint import read_json
 from .messages import named, shown
+from .place import follow
 from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
 from .vocabulary import check_vocabulary
 
@@ -90,7 +91,7 @@ def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
         if path.suffix == ".json":
             read_json(path)
         elif not path.is_file() or not path.resolve().is_relative_to(home(source)):
-            raise ValueError(f"`{path.name}` must be a file in the source's folder, got {path.resolve()}.")
+            raise ValueError(f"`{path.name}` must be a file in the source's folder, got {follow(path)}.")
         copied = target / path.relative_to(source)
         copied.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copied)
