@@ -18,6 +18,8 @@ def load_messages(name: str, split: str) -> Dataset:
     """
     is_local = name.endswith(".jsonl") or Path(name).is_file()
     if is_local:
+        if Path(name).suffix in (".txt", ".py"):
+            raise ValueError(f"`--dataset` must be chats, got {name}; `pretrain --model` goes on with plain text.")
         check_lines(Path(name))
         return load_dataset("json", data_files=name, split="train")
     dataset = load_dataset(name, split=split)

@@ -18,7 +18,7 @@ NO_LABEL = -100  # for the loss of transformers
 
 
 def pack(
-    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, block_size: int
+    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, block_size: int, name: str = "texts"
 ) -> Dataset | IterableDataset:
     """Documents of a column `text` as entries of at most `block_size` tokens, for `PackingCollator`.
 
@@ -39,7 +39,7 @@ def pack(
         num_tokens += len(entry["input_ids"])
         if num_tokens >= block_size:
             return entries
-    raise ValueError(f"The texts must hold at least one block of {block_size} tokens, got {num_tokens} in all.")
+    raise ValueError(f"The {name} must hold at least one block of {block_size} tokens, got {num_tokens} in all.")
 
 
 def tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:

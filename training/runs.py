@@ -30,7 +30,10 @@ def data_of(
     Raises:
         ValueError: the texts make less than a block.
     """
-    entries, held_out = (pack(each, tokenizer, arguments.block_size) for each in texts)
+    names = ("texts", "held-out texts")
+    entries, held_out = (
+        pack(each, tokenizer, arguments.block_size, name) for each, name in zip(texts, names, strict=True)
+    )
     if arguments.streaming:
         entries = entries.shuffle(seed=training.seed, buffer_size=1000)  # of one read they are sorted by length
     return {

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 KINDS = {".txt": "text", ".py": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+TENTH = 10
 LEFT_OUT = {"site-packages", "test", "tests", "testing", "idlelib", "lib2to3"}  # folders of Python's source
 
 
@@ -26,7 +27,9 @@ class TextArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "which part of a hub dataset, as sample-10BT"})
     streaming: bool = field(default=False, metadata={"help": "read while training, without a copy on disk"})
-    held_out: int = field(default=12, metadata={"help": "documents that are kept for evaluation"})
+    held_out: int = field(
+        default=12, metadata={"help": "documents kept for evaluation; of a single one, its last tenth"}
+    )
     block_size: int = field(default=512, metadata={"help": "tokens of a packed batch entry"})
 
     def __post_init__(self) -> None:
@@ -38,7 +41,8 @@ class TextArguments:
 def load_texts(arguments: TextArguments) -> tuple[Dataset | IterableDataset, Dataset]:
     """The documents to train on and those held out, each in the column `text`.
 
-    When streaming, the first documents are held out; otherwise they are drawn, the same ones every time.
+    When streaming, the first documents are held out; otherwise they are drawn, the same ones every time. Of a single
+    document its end is held out.
 
     Raises:
         ValueError: there is no such file, it cannot be read, has no column `text`, or has too few documents.
@@ -54,6 +58,8 @@ def load_texts(arguments: TextArguments) -> tuple[Dataset | IterableDataset, Dat
     if not isinstance(first.get("text"), str):
         kind = f"{type(first['text']).__name__} in it" if "text" in first else f"the columns {sorted(first)}"
         raise ValueError(f"`--dataset` must have a column `text` of strings, got {kind}.")
+    if len(list(texts.take(2))) == 1:
+        return split(first["text"], arguments.streaming)
     train, held_out = hold_out(texts.select_columns("text"), arguments.held_out)
     if next(iter(train), None) is None:
         raise ValueError(
@@ -70,6 +76,13 @@ def hold_out(texts: Dataset | IterableDataset, count: int) -> tuple[Dataset | It
         return texts.select([]), texts
     splits = texts.train_test_split(test_size=count, seed=0)
     return splits["train"], splits["test"]
+
+
+def split(text: str, streaming: bool) -> tuple[Dataset | IterableDataset, Dataset]:
+    """One text as two documents, the second of which is its last tenth."""
+    start = len(text) - len(text) // TENTH
+    train, held_out = (Dataset.from_dict({"text": [part]}) for part in (text[:start], text[start:]))
+    return train.to_iterable_dataset() if streaming else train, held_out
 
 
 def open_documents(source: str | None, config: str | None, streaming: bool) -> Dataset | IterableDataset:

@@ -214,6 +214,8 @@ def test_datasets_without_a_chat_are_refused(refusal, tmp_path):
     assert "got none in" in refusal(dataset=write_chats(tmp_path / "empty.jsonl", []))
     (tmp_path / "no.jsonl").write_text("\nwords\n")
     assert "no.jsonl, line 2: must be JSON, got words" in refusal(dataset=tmp_path / "no.jsonl")
+    (tmp_path / "input.txt").write_text("words")
+    assert refusal(dataset=tmp_path / "input.txt").endswith("; `pretrain --model` goes on with plain text.")
     assert "No such file or directory: 'missing.jsonl'" in refusal(dataset="missing.jsonl")
 
 

@@ -263,6 +263,7 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
     "more, message",
     [
         (["--dataset", "absent.jsonl"], "got none that holds anything in absent.jsonl"),
+        (["--dataset", "one.txt"], "The held-out texts must hold at least one block of 32 tokens, got 11"),
         (["--held_out", "1000"], "more documents than the 1000 of `--held_out`, got 40"),
         (["--block_size", "3000"], "`--block_size` must be at most the 2048 of `max_position_embeddings`, got 3000"),
         (["--block_size", "2000"], "must hold at least one block of 2000 tokens"),
@@ -276,7 +277,9 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
         (["--muon", "--decay_gates_and_scales"], "is for AdamW alone"),
     ],
 )
-def test_wrong_input_is_refused_before_training(refusal, more, message):
+def test_wrong_input_is_refused_before_training(refusal, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.txt").write_text("x" * 100)
     assert message in refusal(*more)
 
 
@@ -322,6 +325,13 @@ def test_nothing_is_left_of_the_look_whether_a_folder_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder to write into, got .*file"):
         refuse_unwritable(tmp_path / "file")
+
+
+def test_one_text_file_is_enough(folder, tmp_path):
+    (tmp_path / "input.txt").write_text("def add(x):\n    return x + 1\n" * 200)
+    pretrain.main(flags(folder, tmp_path / "run", "--dataset", tmp_path / "input.txt", "--save_strategy", "no"))
+    held_out = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
+    assert held_out[-1] < held_out[0]
 
 
 def test_streaming_needs_a_number_of_steps(refusal, folder):

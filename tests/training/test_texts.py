@@ -46,6 +46,18 @@ def test_every_document_is_trained_on_or_held_out(tmp_path, kind, streaming):
     assert list(again["text"]) == list(held_out["text"])
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_of_a_single_document_the_last_tenth_is_held_out(tmp_path, kind, streaming):
+    text = "".join(f"line {number}\n" for number in range(1000))
+    path = tmp_path / f"input.{kind}"
+    path.write_text(text if kind == "txt" else json.dumps({"text": text}) + "\n")
+    train, held_out = load_texts(TextArguments(str(path), streaming=streaming))
+    parts = [row["text"] for row in train] + list(held_out["text"])
+    assert "".join(parts) == text and [len(part) for part in parts] == [len(text) - len(text) // 10, len(text) // 10]
+    assert isinstance(train, IterableDataset) == streaming
+
+
 def test_the_default_is_the_standard_library():
     train, held_out = load_texts(TextArguments())
     assert len(held_out) == 12
