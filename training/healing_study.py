@@ -21,6 +21,7 @@ from conversion_plt.convert import Request, convert
 from conversion_plt.to_plt import PLTStart
 
 from . import heal, pretrain
+from .controls import CONTROLS_FILE, WORDS
 from .experiments.harness.machine import commit, machine
 from .healing_trainings import TRAININGS, Training
 from .plot_healing import write_report
@@ -76,6 +77,7 @@ def make(training: Training, seed: int, runs: Path, results: Path) -> None:
         "seed": seed,
         "command": " ".join(["python -m", f"training_plt.{module}", *options]),
         "losses": held_out_losses(folder),
+        "controls": controls_of(folder),
         "seconds": round(time.perf_counter() - started, 1),
         "commit": commit(),
         "machine": machine(),
@@ -90,6 +92,16 @@ def held_out_losses(folder: Path) -> list[tuple[int, float]]:
     """Steps and losses in nats per token, from the state that a run has saved."""
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+
+
+def controls_of(folder: Path) -> dict[str, float]:
+    """The last losses without what later loops read: all of `heal`, and that of loop 0 alone of other loops."""
+    if (folder / CONTROLS_FILE).exists():
+        controls = json.loads((folder / CONTROLS_FILE).read_text(encoding="utf-8"))
+        return {name: controls[name] for name in WORDS}
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    losses = [entry["eval_loop_0_loss"] for entry in history if "eval_loop_0_loss" in entry]
+    return {"loop_0_alone": losses[-1]} if losses else {}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from pathlib import Path
 
 STEPS = 2000  # that a source is trained for
 SIZE = ["hidden_size=64", "intermediate_size=192", "num_hidden_layers=2"]
-LOOP = ["loop_shift=False", "loop_attention=own", "embedding_scale=0.0", "hidden_scale=1.0"]
+VANILLA = ["loop_shift=False", "loop_attention=own"]
+LOOP = [*VANILLA, "embedding_scale=0.0", "hidden_scale=1.0"]  # as most published loops, and hardly used at this size
+EMBEDS = [*VANILLA, "embedding_scale=1.0", "hidden_scale=0.05"]  # whose later loop is needed
 SHARED = "--block_size 128 --held_out 12 --per_device_train_batch_size 8 --save_strategy no --eval_on_start"
 RATE, LATER_RATE = 4e-3, 1e-3  # of sources, and of what goes on with them
 EVALUATIONS = 2  # after the first; each takes seconds
@@ -73,8 +75,11 @@ TRAININGS = (
         teacher_weight=4.0,
         options="--shared_kv_ramp 0.5 --window_ramp 0.5",
     ),
-    Training("plt-tenth", TENTH),
-    Training("plt", STEPS),
+    Training("embeds", STEPS, fields=EMBEDS),
+    Training("embeds-healed", TENTH, source="embeds", heals=True, teacher_weight=4.0),
+    Training("embeds-healed-longer", 3 * TENTH, source="embeds", heals=True, teacher_weight=4.0),
+    Training("plt-tenth", TENTH, options="--decay_gates_and_scales"),
+    Training("plt", STEPS, options="--decay_gates_and_scales"),
     Training("plain", STEPS, fields=["num_loops=1"]),
     Training("plain-healed", HALF, source="plain", heals=True),
     Training("plain-more", HALF, source="plain"),

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks_plt.report import markdown
 
+from .controls import WORDS
 from .healing_trainings import Training
 
 
@@ -26,13 +27,11 @@ def write_report(results: Path, trainings: Sequence[Training]) -> None:
             for step, loss in result["losses"]
         ]
     )
-    (results / "table.md").write_text(
-        report(points, trainings, {result["commit"][:10] for result in found}), encoding="utf-8"
-    )
+    (results / "table.md").write_text(report(found, points, trainings), encoding="utf-8")
     plot(points).savefig(results / "plot.png", dpi=100)
 
 
-def report(points: pd.DataFrame, trainings: Sequence[Training], commits: set[str]) -> str:
+def report(found: list[dict], points: pd.DataFrame, trainings: Sequence[Training]) -> str:
     runs = points.groupby(["training", "seed"])["loss"].agg(["first", "last"])
     table = runs["last"].groupby("training").agg(["mean", "min", "max", "count"])
     table.insert(0, "before", runs["first"].groupby("training").mean())
@@ -45,14 +44,29 @@ def report(points: pd.DataFrame, trainings: Sequence[Training], commits: set[str
     order = [training.name for training in trainings if training.name in table.index]
     table = table.loc[order].rename(columns={"count": "seeds"})
     table.insert(0, "steps", [next(each.steps for each in trainings if each.name == name) for name in order])
+    by = ", ".join(sorted({each["commit"][:10] for each in found}))
     parts = [
         "# healing",
         "`python -m training_plt.healing_study`: held-out loss in nats per token, of models of 0.16M parameters, "
-        f"before and after training; by commit {', '.join(sorted(commits))}. Each result holds its command.",
+        f"before and after training; by commit {by}. Each result holds its command.",
         markdown(table.reset_index()),
-        "![plot](plot.png)",
     ]
+    if any(each.get("controls") for each in found):
+        parts += ["Models without what their later loops read, mean loss:", markdown(without_loops(found, order))]
+    parts.append("![plot](plot.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def without_loops(found: list[dict], order: list[str]) -> pd.DataFrame:
+    """A line per training whose results have controls: its loss, and the losses without what its later loops read."""
+    lines = [
+        {"training": each["name"], "loss": each["losses"][-1][1]} | each["controls"]
+        for each in found
+        if each.get("controls")
+    ]
+    table = pd.DataFrame(lines).groupby("training").mean()
+    table = table.loc[[name for name in order if name in table.index]]
+    return table.rename(columns=WORDS).reset_index()
 
 
 def plot(points: pd.DataFrame) -> Figure:

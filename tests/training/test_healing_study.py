@@ -7,6 +7,7 @@ import pytest
 from training_texts import write_texts
 
 from training_plt import healing_study, healing_trainings
+from training_plt.controls import WORDS
 from training_plt.healing_trainings import LOOP, TRAININGS, Training
 from training_plt.plot_healing import write_report
 
@@ -48,10 +49,24 @@ def test_each_training_is_made_once_and_compared_with_its_source(study, tmp_path
     assert results["more"]["losses"][0][1] == results["loop"]["losses"][-1][1]  # it goes on where the source ended
     assert results["healed"]["losses"][0][1] != results["loop"]["losses"][-1][1]
     table = (tmp_path / "results/healing/table.md").read_text()
-    assert [row.split()[1] for row in table.splitlines() if row.startswith("| ")][1:] == ["healed", "loop", "more"]
+    named = [row.split()[1] for row in table.splitlines() if row.startswith("| ")]
+    assert named == ["training", "healed", "loop", "more"] * 2, "once each in the table of losses and of controls"
+    controls = json.loads((tmp_path / "runs/healing/healed-1/controls.json").read_text())
+    assert results["healed"]["controls"] == {name: controls[name] for name in WORDS}
+    assert set(results["loop"]["controls"]) == {"loop_0_alone"}
     assert (tmp_path / "results/healing/plot.png").exists()
     monkeypatch.setattr(healing_study, "make", lambda *_: pytest.fail("made again"))
     study(["--seeds", "1"])
+
+
+def test_controls_are_means_over_the_seeds_that_have_them(tmp_path):
+    for seed, loop_0 in ((1, 4.0), (2, 5.0), (3, None)):
+        controls = {} if loop_0 is None else {"controls": {"loop_0_alone": loop_0}}
+        result = {"name": "loop", "seed": seed, "losses": [(0, 9.0), (9, seed)], "commit": "abc"} | controls
+        (tmp_path / f"loop_seed-{seed}.json").write_text(json.dumps(result))
+    write_report(tmp_path, TRAININGS)
+    last = [row for row in (tmp_path / "table.md").read_text().splitlines() if row.startswith("| loop")][-1]
+    assert [float(cell) for cell in last.split("|")[2:-1]] == [1.5, 4.5], "loss and control of the same two seeds"
 
 
 def test_the_table_has_means_over_seeds_and_the_change_from_the_source_of_each_seed(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .harness.definition import Cell, Experiment, GeneratedTask
+from .harness.definition import Experiment, GeneratedTask
 from .harness.examples import NO_ANSWER, Examples
 from .harness.sizes import ABLATION, FIELDS, SMEARED
 
@@ -99,7 +99,7 @@ EXPERIMENT = Experiment(
     task=Mano(num_tests=4096, modulus=5, max_operations=3),
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 1, "sliding_window": 8},
-    cells=(*ABLATION, SMEARED, Cell("plt-3", learning_rate=4e-3)),
+    cells=(*ABLATION, SMEARED),
     learning_rates=(2e-3, 4e-3),
     steps=5000,
     batch_size=64,

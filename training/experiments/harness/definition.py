@@ -77,7 +77,6 @@ class Cell:
         frozen: parameters with this in their names keep the values they start with.
         smears: whether each token's embedding is mixed with the one before, see `train.smear`: a control.
         longer: trained for so many times the steps of the other cells.
-        learning_rate: instead of one that is tuned.
     """
 
     row: str
@@ -85,7 +84,6 @@ class Cell:
     frozen: str = ""
     smears: bool = False
     longer: int = 1
-    learning_rate: float | None = None
 
     @property
     def label(self) -> str:
@@ -100,7 +98,6 @@ class Cell:
         parts = [f"{SHORT.get(name, name)} {value}" for name, value in self.fields.items()]
         parts += [f"{self.frozen} frozen"] if self.frozen else []
         parts += [f"{self.longer} times the steps"] if self.longer > 1 else []
-        parts += [f"rate {self.learning_rate:g}"] if self.learning_rate is not None else []
         return ", ".join([self.label, *parts])
 
     @property

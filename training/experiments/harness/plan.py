@@ -28,9 +28,7 @@ def tuning_runs(experiment: Experiment, cell: Cell) -> list[Run]:
 
 
 def best_learning_rate(experiment: Experiment, cell: Cell, store: Store) -> float | None:
-    """The cell's own, or the one with the lowest cross entropy when tuned; None until all have been tried."""
-    if cell.learning_rate is not None:
-        return cell.learning_rate
+    """The one with the lowest cross entropy when tuned; None until all have been tried."""
     results = [store.read(run) for run in tuning_runs(experiment, cell)]
     if None in results:
         return None
