@@ -154,12 +154,29 @@ def test_pretraining_takes_its_arguments(line, tmp_path, monkeypatch):
 
 def test_the_cost_of_pretraining_is_what_its_code_prints(folder):
     """The numbers below the block of the page."""
-    block = re.search(r"```python\n(.*?)```", page("docs/train.md"), flags=re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", page("docs/train.md"), flags=re.DOTALL)
+    (block,) = [block for block in blocks if "floating_point_ops" in block]
     printed = run_in_clean_process(block, cwd=folder).stdout
     (plain, plain_hours), (plt, hours) = re.findall(r"([\d.]+) billion operations a token, (\d+) GPU hours", printed)
     text = " ".join(prose(page("docs/train.md")).split())
     assert f"That is {plain} billion operations a token and {plain_hours} GPU hours for the plain model" in text
     assert f"and {plt} billion and {hours} hours for PLT-2, or {int(hours) // 8} hours on 8 GPUs" in text
+
+
+def test_the_memory_of_pretraining_is_what_its_code_prints(folder):
+    """The table below the block, and the configs above it."""
+    text = page("docs/train.md")
+    (block,) = [each for each in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "bytes_of_step" in each]
+    printed = run_in_clean_process(block.replace("round(size / 1e9)", "size / 1e9"), cwd=folder).stdout
+    computed = [ast.literal_eval(line[line.index("{") :]) for line in printed.splitlines()]
+    states = ("weights", "gradients", "AdamW's states", "casts")
+    rest = ("activations", "logits", "total")
+    rows = [[sum(parts[name] for name in states), *(parts[name] for name in rest)] for parts in computed]
+    table = re.findall(r"\| [12] \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", text.partition("## Memory")[2])
+    assert [[round(value) for value in row] for row in rows] == [list(map(int, row)) for row in table]
+    assert "entries of 4096 tokens, 66 GB in all" in text and "52 GB on each (computed, not run)" in text
+    assert "per_device_train_batch_size: 2\n" in text and "block_size: 4096\n" in text
+    assert max(row[-1] for row in rows) < 0.9 * 80
 
 
 @pytest.mark.parametrize("line", of("plt convert", "plt inspect"))
