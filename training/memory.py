@@ -32,9 +32,9 @@ class Training:
 def bytes_of_step(config: PLTConfig, training: Training) -> dict[str, float]:
     """Bytes on one device, by what they are for, and their sum as `total`.
 
-    Activations are those of the CPU's kernels. Their gradients are left out, a twentieth at most, and what the optimizer
-    needs while it works, because by then activations are gone. With checkpointing the total is too high, by up to three
-    tenths: logits and the layer that is computed again are not there at once.
+    Activations are those of the CPU's kernels. Their gradients are left out, a twentieth at most, and what the
+    optimizer needs while it works, because by then activations are gone. With checkpointing the total is too high, by
+    up to three tenths: logits and the layer that is computed again are not there at once.
     """
     with torch.device("meta"):
         weights = PLTForCausalLM(config).num_parameters()
