@@ -63,25 +63,14 @@ class Training:
 TENTH, HALF = STEPS // 10, STEPS // 2
 TRAININGS = (
     Training("loop", STEPS, fields=LOOP),
-    Training("loop-more", TENTH, source="loop"),
     Training("loop-healed", TENTH, source="loop", heals=True, teacher_weight=4.0),
-    Training("loop-healed-weight-1", TENTH, source="loop", heals=True, teacher_weight=1.0),
     Training("loop-healed-by-text", TENTH, source="loop", heals=True),
-    Training(
-        "loop-healed-ramps",
-        TENTH,
-        source="loop",
-        heals=True,
-        teacher_weight=4.0,
-        options="--shared_kv_ramp 0.5 --window_ramp 0.5",
-    ),
     Training("embeds", STEPS, fields=EMBEDS),
     Training("embeds-healed", TENTH, source="embeds", heals=True, teacher_weight=4.0),
     Training("embeds-healed-longer", 3 * TENTH, source="embeds", heals=True, teacher_weight=4.0),
-    Training("plt-tenth", TENTH, options="--decay_gates_and_scales"),
-    Training("plt", STEPS, options="--decay_gates_and_scales"),
     Training("plain", STEPS, fields=["num_loops=1"]),
-    Training("plain-healed", HALF, source="plain", heals=True),
     Training("plain-more", HALF, source="plain"),
+    Training("plt", STEPS),
+    Training("plain-healed", HALF, source="plain", heals=True),
     Training("plain-more-twice", 2 * HALF, source="plain"),
 )
