@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_plt import PLTForCausalLM
+
+from .packing import NO_LABEL
 
 SCALES = ("embedding_scale", "hidden_scale")
 
@@ -69,33 +72,43 @@ class LoopReadouts:
 
 
 class EvaluatesLoops:
-    """Goes before a Trainer: its evaluations also tell what each loop of the PLT does, as `LoopReadouts.names`."""
+    """Goes before a Trainer: its evaluations also tell what each loop of the PLT does, as `LoopReadouts.names`.
+
+    All losses, `eval_loss` too, are means over the labels. Trainer's own is one over entries of the means of batches,
+    which depends on the size of the batches.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model = next(module for module in self.model.modules() if isinstance(module, PLTForCausalLM))
         self.readouts = LoopReadouts(model) if model.config.num_loops > 1 else None
-        self.batches: list[Tensor] = []
+        self.sums: list[Tensor] = []  # of each batch: labels, loss times labels, and each readout times labels
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As Trainer's."""
-        if self.readouts is None:
-            return super().prediction_step(model, inputs, *args, **kwargs)
-        self.readouts.labels = self._prepare_inputs(inputs)["labels"]
+        labels = self._prepare_inputs(inputs)["labels"]
+        if self.readouts is not None:
+            self.readouts.labels = labels
         try:
             result = super().prediction_step(model, inputs, *args, **kwargs)
         finally:
-            self.readouts.labels = None
-        # as Trainer weighs the loss of a batch, by its entries, those that fill up the last one left out
-        self.batches.append(self.gather_function(self.readouts.batch.repeat(self.args.eval_batch_size, 1)))
+            if self.readouts is not None:
+                self.readouts.labels = None
+        values = result[0].reshape(1).float()
+        if self.readouts is not None:
+            values = torch.cat((values, self.readouts.batch))
+        # a row for each entry, so that those that fill up the last batch are left out as Trainer does
+        counts = (labels[:, 1:] != NO_LABEL).sum(dim=1, keepdim=True).float()
+        counts = pad(counts, (0, 0, 0, self.args.eval_batch_size - len(counts)))
+        self.sums.append(self.gather_function(torch.cat((counts, counts * values), dim=1)).sum(dim=0))
         return result
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As Trainer's, with more metrics."""
-        self.batches = []
+        self.sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.readouts is not None:
-            means = torch.cat(self.batches).mean(dim=0).tolist()
-            names = [f"{metric_key_prefix}_{name}" for name in self.readouts.names]
-            output.metrics.update(zip(names, means, strict=True))
+        num_labels, *sums = torch.stack(self.sums).double().sum(dim=0).tolist()
+        names = ["loss", *(self.readouts.names if self.readouts is not None else [])]
+        means = (total / num_labels for total in sums)
+        output.metrics.update(zip((f"{metric_key_prefix}_{name}" for name in names), means, strict=True))
         return output

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from training_plt.controls import control_losses
 from training_plt.diagnostics import diagnose
 from training_plt.loop_readouts import EvaluatesLoops
+from training_plt.packing import NO_LABEL
 
 
 class LoopTrainer(EvaluatesLoops, Trainer):
@@ -43,6 +44,25 @@ def test_losses_gates_and_scales_are_those_of_the_diagnostics(tmp_path, num_loop
         assert not any(gates)
     scale = model.model.hidden_scale.item() if fields.get("learned_scales") else None
     assert evaluation.get("eval_hidden_scale") == (scale and pytest.approx(scale))
+
+
+@pytest.mark.parametrize("num_loops", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_losses_are_means_over_labels_whatever_the_size_of_batches(tmp_path, num_loops, batch_size):
+    model, ids = tiny_model(num_loops=num_loops), tiny_ids(5, 9)
+    labels = ids.clone()
+    for entry in range(4):
+        labels[entry, : 2 * entry + 1] = NO_LABEL
+    training = TrainingArguments(tmp_path, per_device_eval_batch_size=batch_size, use_cpu=True, report_to=[])
+    dataset = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+    evaluation = LoopTrainer(model, training, eval_dataset=dataset).evaluate()
+    with torch.no_grad():
+        states = model(ids, output_loop_hidden_states=True).loop_hidden_states
+        by_loop = [model.lm_head(state)[:, :-1].transpose(1, 2) for state in states]
+        expected = [torch.nn.functional.cross_entropy(logits, labels[:, 1:]).item() for logits in by_loop]
+    assert evaluation["eval_loss"] == pytest.approx(expected[-1], abs=1e-5)
+    if num_loops == 2:
+        assert evaluation["eval_loop_0_loss"] == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_the_layers_run_no_further_time(tmp_path):
