@@ -30,13 +30,13 @@ from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
-from .counting_plt import counts_positions, refuse_counting
 from .gate_names_plt import ReadsBothGateNames
 from .generation_plt import PLTGenerationMixin
 from .left_out_plt import SavesAllItWasGiven
 from .pads_plt import show
 from .passes_plt import Pass, passes, shift
 from .peft_targets_plt import tell_peft
+from .position_adapters_plt import position_adapters, refuse_misplaced
 from .refusals_plt import refuse_other_states, refuse_unusable, refuse_wrong_inputs
 from .sequence_plt import NewTokens, read_tokens
 from .tail_plt import tail
@@ -280,9 +280,11 @@ class PLTModel(PLTPreTrainedModel):
 
         The last loop's are after the final norm.
         """
-        counted = counts_positions(self.layers)
-        if counted:
-            refuse_counting(tokens.pads, self.gradient_checkpointing and self.training and self.config.num_loops > 1)
+        adapters = position_adapters(self.layers)
+        if adapters:
+            num_outputs = 0
+            is_checkpointing = self.gradient_checkpointing and self.training and self.config.num_loops > 1
+            refuse_misplaced(adapters, tokens.pads, is_checkpointing)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)
         position_ids = tokens.positions.clamp(min=0)
@@ -290,7 +292,7 @@ class PLTModel(PLTPreTrainedModel):
         kwargs |= {"position_embeddings": (cos[:, None, None], sin[:, None, None]), "past_key_values": past_key_values}
         states: list[Tensor] = []
         shared = [(None, None)] * self.config.num_hidden_layers
-        in_turn = counted or not self.config.one_pass
+        in_turn = bool(adapters) or not self.config.one_pass
         for run in passes(self.config, tokens.num_tokens, num_outputs, in_turn):
             inputs = [
                 self.loop_input(loop_idx, run.spans[0], inputs_embeds, states, carry, tokens) for loop_idx in run.loops
