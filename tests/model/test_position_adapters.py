@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny import tiny_ids, tiny_model
+from x_lora import x_lora
 
 INVOCATION = [[7], [7, 8]]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -121,36 +122,20 @@ def test_lily_averages_over_all_tokens_whichever_logits_are_kept():
     torch.testing.assert_close(last, model(input_ids).logits[:, -1:], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def x_lora(tmp_path_factory):
-    """Two experts, weighed for each token by what the bare model says of it."""
-    base, folders = tiny_model(num_loops=3, use_cache=False), {}  # `use_cache` as PEFT demands
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        folders[str(seed)] = str(tmp_path_factory.mktemp("expert"))
-        get_peft_model(tiny_model(num_loops=3), config).save_pretrained(folders[str(seed)])
-    config = peft.XLoraConfig(hidden_size=32, adapters=folders, layerwise_scalings=True, task_type="CAUSAL_LM")
-    model = get_peft_model(base, config).eval()
-    classifier = model.base_model.internal_xlora_classifier.layers[-1]
-    torch.nn.init.normal_(classifier.weight)  # weights differ clearly from token to token
-    return model
-
-
 @torch.no_grad()
-def test_x_lora_weighs_each_token_whichever_logits_are_kept(x_lora):
-    input_ids = tiny_ids(2, 9)
-    tokens, logits = generate(x_lora, input_ids)
+def test_x_lora_weighs_each_token_whichever_logits_are_kept(tmp_path):
+    model, input_ids = x_lora(tmp_path), tiny_ids(2, 9)
+    tokens, logits = generate(model, input_ids)
     for step in range(6):
-        full = x_lora(torch.cat((input_ids, tokens[:, :step]), dim=1)).logits[:, -1]
+        full = model(torch.cat((input_ids, tokens[:, :step]), dim=1)).logits[:, -1]
         torch.testing.assert_close(logits[:, step], full, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_x_lora_weighs_padded_rows_as_each_alone_or_refuses(x_lora):
-    input_ids, mask = tiny_ids(1, 9), torch.ones(1, 9, dtype=torch.long)
+def test_x_lora_weighs_padded_rows_as_each_alone_or_refuses(tmp_path):
+    model, input_ids, mask = x_lora(tmp_path), tiny_ids(1, 9), torch.ones(1, 9, dtype=torch.long)
     mask[:, :3] = 0
-    padded = x_lora(input_ids, attention_mask=mask).logits[:, 3:]
-    torch.testing.assert_close(padded, x_lora(input_ids[:, 3:]).logits, rtol=0, atol=1e-5)
+    padded = model(input_ids, attention_mask=mask).logits[:, 3:]
+    torch.testing.assert_close(padded, model(input_ids[:, 3:]).logits, rtol=0, atol=1e-5)
     with pytest.raises(NotImplementedError, match="X-LoRA .* pads must come before the tokens"):
-        x_lora(input_ids, attention_mask=mask.flip(1))
+        model(input_ids, attention_mask=mask.flip(1))
