@@ -22,7 +22,7 @@ from .measure import measure, read_text
 from .messages import bytes_of
 from .pickled import has_only_pickles, unpickle
 from .place import check_apart, check_place, leftovers
-from .plan import Plan, make_plan, refuse_untied_head
+from .plan import Plan, make_plan, untie_own_head
 from .sources import find_source
 from .staging import staged
 from .to_plt import PLTStart, switch_on
@@ -65,8 +65,8 @@ def convert(request: Request) -> list[str]:
         print(f"{left} belongs to another run, which was killed or is still going; it was left alone.")
     with staged(request.target, request.overwrite) as target:
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
-        exact = make_plan(checkpoint, find_source(checkpoint.config), request.num_loops, set(request.ignored))
-        refuse_untied_head(exact)
+        source = find_source(checkpoint.config)
+        exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored)))
         plan = exact if request.start is None else switch_on(exact, request.start)
         check_generation(folder)
         expected = request.expected and read_expected(request.expected, plan.config.vocab_size)

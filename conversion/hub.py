@@ -30,12 +30,28 @@ def find_folder(source: str, revision: str | None, weights: list[str]) -> Path:
         weights: patterns of the weight files that are wanted.
 
     Raises:
-        ValueError: it is neither, or it is a folder and a revision is given.
+        ValueError: it is neither, it is a folder and a revision is given, or it holds an adapter without its model.
     """
+    folder = find_local(source, revision) or download(source, revision, weights)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            "SOURCE must hold a whole model, got an adapter (`adapter_config.json`): load it with PEFT, and save what "
+            "`merge_and_unload()` returns."
+        )
+    return folder
+
+
+def find_local(source: str, revision: str | None) -> Path | None:
+    """The source, if it is a folder."""
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"`--revision` is for hub ids, {source!r} is a folder.")
         return Path(source)
+    return None
+
+
+def download(source: str, revision: str | None, weights: list[str]) -> Path:
+    """The data files of a repository on the hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise ValueError(f"SOURCE must be a folder or a hub id (owner/name), got {source!r}.")
     return Path(snapshot_download(source, revision=revision, allow_patterns=DATA + weights, ignore_patterns=CODE))

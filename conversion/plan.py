@@ -3,7 +3,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,16 +78,25 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
     return plan
 
 
-def refuse_untied_head(plan: Plan) -> None:
-    """Check that a head that is dropped because the config ties it equals the embeddings; this reads both.
+def untie_own_head(plan: Plan) -> Plan:
+    """A plan that keeps a head which differs from the embeddings that the config ties it to; this reads both.
+
+    transformers 5 loads such a checkpoint untied, with the head that is stored, and its own class is the reference.
 
     Raises:
-        ValueError: it differs.
+        ValueError: it differs, and the publisher's code is the reference: nothing says which head that would use.
     """
-    if "lm_head.weight" in plan.dropped:
-        head, embeddings = plan.checkpoint.tensors["lm_head.weight"], plan.kept["model.embed_tokens.weight"]
-        if not torch.equal(head.load(), embeddings.load()):
-            raise ValueError("`tie_word_embeddings` is true, but `lm_head.weight` differs from the embeddings.")
+    if "lm_head.weight" not in plan.dropped:
+        return plan
+    head, embeddings = plan.checkpoint.tensors["lm_head.weight"], plan.kept["model.embed_tokens.weight"]
+    if torch.equal(head.load(), embeddings.load()):
+        return plan
+    if plan.source.reference_class is None:
+        raise ValueError("`tie_word_embeddings` is true, but `lm_head.weight` differs from the embeddings.")
+    print("The config ties the head, but the one that is stored differs: it is kept untied, as transformers 5 does.")
+    config = PLTConfig.from_dict(plan.config.to_dict() | {"tie_word_embeddings": False})
+    dropped = [name for name in plan.dropped if name != "lm_head.weight"]
+    return replace(plan, config=config, kept=plan.kept | {"lm_head.weight": head}, dropped=dropped)
 
 
 def make_config(fields: dict[str, Any]) -> PLTConfig:

@@ -30,6 +30,11 @@ def check_sizes(shapes: Shapes, config: PLTConfig) -> None:
         ValueError: they differ.
     """
     layers = {found[1] for found in (re.match(r"model\.layers\.(\d+)\.", name) for name in shapes) if found}
+    if not layers and shapes:
+        raise ValueError(
+            "The weights must be those of a whole language model, `model.layers.N.` once renamed, got names such as "
+            f"{some(sorted(shapes))}. A base model (`layers.N.`) has no head of its own."
+        )
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
             f"`num_hidden_layers` must be {len(layers)}, the number of layers that the weights name as "

@@ -108,6 +108,7 @@ def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
     """Logits `[B, T, V]` of transformers' own class on the source's files; stack and norm run once per loop."""
     model_class = getattr(transformers, exact.source.reference_class)
     config = exact.source.reference_config(exact.checkpoint.config)[0]
+    config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
     model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
     with progress(model, exact.config.num_loops):
         states = model.model.embed_tokens(input_ids)

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import tiny_model
 
 from conversion_plt.convert import Request, convert
+from conversion_plt.inspection import inspect
 
 DATA = Path(__file__).parents[1] / "data"
 INDEX = "model.safetensors.index.json"
@@ -124,3 +127,19 @@ def test_flipped_bytes_in_a_header_never_give_a_wrong_model(source):
             refusals += 1
         assert {path.name for path in source.parent.iterdir()} == {"source"}
     assert refusals > 30
+
+
+def test_a_base_model_without_its_head_is_refused_by_its_names(source):
+    for file in source.glob("part-*.safetensors"):
+        tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    write_index(source, {name.removeprefix("model."): file for name, file in read_index(source).items()})
+    assert_refused(source, r"those of a whole language model, .* A base model \(`layers.N.`\) has no head")
+
+
+@pytest.mark.parametrize("run", [attempt, lambda source: inspect(str(source), None)], ids=["convert", "inspect"])
+def test_an_adapter_without_its_model_is_refused(tmp_path, run):
+    get_peft_model(tiny_model(), LoraConfig()).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="SOURCE must hold a whole model, got an adapter"):
+        run(tmp_path / "source")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
