@@ -52,7 +52,7 @@ def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, comma
         model_type=plan.source.model_type,
         command=command,
         loading=LOAD_MODEL,
-        what="\n\n".join([describe(plan), *plan.source.notes]),
+        what="\n\n".join([describe(plan), *plan.source.notes, *plan.notes]),
         checks="\n".join(f"- {check}" for check in checks + unread),
     )
     ModelCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")

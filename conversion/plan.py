@@ -21,6 +21,8 @@ from .rope import check_rotary
 from .sizes import check_counts, check_shapes, check_sizes
 from .source import Source
 
+OWN_HEAD = "The config ties the head, but the one that is stored differs: it is kept untied, as transformers 5 does."
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +35,7 @@ class Plan:
     derived: list[Derivation]
     dropped: list[str]
     added: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # sentences for the model card, beside those of the source
 
     @property
     def num_derived(self) -> int:
@@ -93,10 +96,11 @@ def untie_own_head(plan: Plan) -> Plan:
         return plan
     if plan.source.reference_class is None:
         raise ValueError("`tie_word_embeddings` is true, but `lm_head.weight` differs from the embeddings.")
-    print("The config ties the head, but the one that is stored differs: it is kept untied, as transformers 5 does.")
     config = PLTConfig.from_dict(plan.config.to_dict() | {"tie_word_embeddings": False})
     dropped = [name for name in plan.dropped if name != "lm_head.weight"]
-    return replace(plan, config=config, kept=plan.kept | {"lm_head.weight": head}, dropped=dropped)
+    print(OWN_HEAD)
+    kept = plan.kept | {"lm_head.weight": head}
+    return replace(plan, config=config, kept=kept, dropped=dropped, notes=(OWN_HEAD,))
 
 
 def make_config(fields: dict[str, Any]) -> PLTConfig:

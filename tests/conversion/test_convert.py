@@ -220,6 +220,8 @@ def test_a_tied_head_that_is_stored_is_dropped_if_equal_and_else_kept_as_transfo
     logits = [model(torch.arange(3, 20).unsqueeze(0)).logits for model in models]
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
     assert not models[1].config.tie_word_embeddings and torch.equal(models[1].lm_head.weight, head + 1)
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("target", "other")]
+    assert ["it is kept untied" in card for card in cards] == [False, True]
 
 
 def test_pickle_weights_are_read_only_on_request(tmp_path, capsys):
