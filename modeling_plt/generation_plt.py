@@ -44,8 +44,9 @@ class PLTGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, output_loop_hidden_states: bool = False, **kwargs: Any) -> Any:
         """As everywhere; and with `output_loop_hidden_states=True`, the output has the states of every loop too.
 
-        `loop_hidden_states` is a tuple with an entry per step, each a tuple of L normed states `[B, T, D]`: of the
-        prompt's T tokens at first, then of one. Beams and returned sequences are entries of the batch.
+        `loop_hidden_states` is a tuple with an entry per step, each a tuple of L normed states `[B, T, D]`: at first
+        of the prompt's T tokens that are not in a given cache (with `prefill_chunk_size`, of its last chunk), then of
+        one. Beams and returned sequences are entries of the batch.
 
         Raises:
             ValueError: such states are wanted without `return_dict_in_generate=True`.
@@ -53,9 +54,6 @@ class PLTGenerationMixin(GenerationMixin):
         """
         if not output_loop_hidden_states:
             return super().generate(*args, **kwargs)
-        config: Any = kwargs.get("generation_config") or self.generation_config
-        if not kwargs.get("return_dict_in_generate", config.return_dict_in_generate):
-            raise ValueError("`output_loop_hidden_states=True` needs `return_dict_in_generate=True`.")
         collected = CollectedStates()
         output: Any = super().generate(*args, **kwargs, **{COLLECTED: collected})
         output["loop_hidden_states"] = collected.of(output)
@@ -92,6 +90,8 @@ class PLTGenerationMixin(GenerationMixin):
     ) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
         wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
+        if COLLECTED in model_kwargs and not generation_config.return_dict_in_generate:
+            raise ValueError("`output_loop_hidden_states=True` needs `return_dict_in_generate=True`.")
         if COLLECTED in model_kwargs and generation_mode == GenerationMode.ASSISTED_GENERATION:
             raise NotImplementedError("`output_loop_hidden_states=True` is not supported with drafts.")
         if given is not None:

@@ -292,3 +292,25 @@ def test_states_of_loops_that_cannot_be_returned_are_refused():
         generate(model, prompt, 2, custom_generate=lambda model, input_ids, **kwargs: input_ids, **settings)
     with pytest.raises(ValueError, match="not used by the model"):
         generate(model, prompt, 2, output_loop_hidden=True)
+
+
+@pytest.mark.parametrize("where", ["positional", "keyword", "of the model"])
+@torch.no_grad()
+def test_loop_states_are_returned_wherever_the_dictionary_was_asked_for(where):
+    model, prompt = model_in_double(num_loops=2), tiny_ids(1, 5)
+    config = GenerationConfig(max_new_tokens=2, **GREEDY)
+    (model.generation_config if where == "of the model" else config).return_dict_in_generate = True
+    args, kwargs = ((config,), {}) if where == "positional" else ((), {"generation_config": config})
+    output = model.generate(prompt, *args, **kwargs, output_loop_hidden_states=True)
+    assert len(output.loop_hidden_states) == 2
+
+
+@torch.no_grad()
+def test_loop_states_of_a_chunked_prompt_are_those_of_its_last_chunk():
+    model, prompt = model_in_double(num_loops=2), tiny_ids(1, 5)
+    settings = {"return_dict_in_generate": True, "output_loop_hidden_states": True}
+    whole, chunked = (
+        generate(model, prompt, 1, **settings, **how).loop_hidden_states[0] for how in ({}, {"prefill_chunk_size": 3})
+    )
+    for all_of_them, last_two in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(last_two, all_of_them[:, 3:])
