@@ -28,18 +28,13 @@ def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: st
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Try to write into a folder, which is gone afterwards if it was not there."""
-    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    """Try to write into a folder, or into what it would be made in; makes none, as other runs might find it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+        with TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ValueError(f"`--output_dir` must be a folder to write into, got {folder}: {error.strerror}.") from None
-    finally:
-        for each in new:
-            if each.is_dir():
-                os.rmdir(each)
 
 
 def refuse_long_blocks(block_size: int, config: PLTConfig) -> None:

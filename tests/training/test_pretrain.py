@@ -1,6 +1,7 @@
 """Pretraining end to end, at a size that takes seconds: what it saves, how it resumes, what it refuses."""
 
 import json
+import os
 import re
 import shutil
 
@@ -319,12 +320,18 @@ def test_help_shows_commands_that_can_be_copied(capsys):
     assert command.count(" \\\n") == 2
 
 
-def test_nothing_is_left_of_the_look_whether_a_folder_can_be_written(tmp_path):
-    refuse_unwritable(tmp_path / "new" / "run")
-    assert not list(tmp_path.iterdir())
+def test_the_look_whether_a_folder_can_be_written_makes_and_removes_none(tmp_path, monkeypatch):
+    """Runs of a sweep start at once: one would remove the folder that another had just found."""
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="must be a folder to write into, got .*file"):
-        refuse_unwritable(tmp_path / "file")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("mkdir", "rmdir"):
+        monkeypatch.setattr(os, name, None)
+    refuse_unwritable(tmp_path)
+    refuse_unwritable(tmp_path / "sweep" / "run")
+    for place in ("file", "file/run", "link"):
+        with pytest.raises(ValueError, match=f"must be a folder to write into, got .*{place}"):
+            refuse_unwritable(tmp_path / place)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
 def test_one_text_file_is_enough(folder, tmp_path):
