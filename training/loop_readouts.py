@@ -100,14 +100,22 @@ class EvaluatesLoops:
         # a row for each entry, so that those that fill up the last batch are left out as Trainer does
         counts = (labels[:, 1:] != NO_LABEL).sum(dim=1, keepdim=True).float()
         counts = pad(counts, (0, 0, 0, self.args.eval_batch_size - len(counts)))
-        self.sums.append(self.gather_function(torch.cat((counts, counts * values), dim=1)).sum(dim=0))
+        # the mean over no labels is no number, and counts for nothing
+        totals = (counts * values).where(counts > 0, 0)
+        self.sums.append(self.gather_function(torch.cat((counts, totals), dim=1)).sum(dim=0))
         return result
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As Trainer's, with more metrics."""
+        """As Trainer's, with more metrics.
+
+        Raises:
+            ValueError: nothing that is evaluated has a label.
+        """
         self.sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         num_labels, *sums = torch.stack(self.sums).double().sum(dim=0).tolist()
+        if num_labels == 0:
+            raise ValueError("What is evaluated must have labels, got none: nothing in it is to be predicted.")
         names = ["loss", *(self.readouts.names if self.readouts is not None else [])]
         means = (total / num_labels for total in sums)
         output.metrics.update(zip((f"{metric_key_prefix}_{name}" for name in names), means, strict=True))

@@ -49,10 +49,11 @@ def test_losses_gates_and_scales_are_those_of_the_diagnostics(tmp_path, num_loop
 @pytest.mark.parametrize("num_loops", [1, 2])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
 def test_losses_are_means_over_labels_whatever_the_size_of_batches(tmp_path, num_loops, batch_size):
+    """Some entries have none, as chats have of which the answers are cut off."""
     model, ids = tiny_model(num_loops=num_loops), tiny_ids(5, 9)
     labels = ids.clone()
     for entry in range(4):
-        labels[entry, : 2 * entry + 1] = NO_LABEL
+        labels[entry, : 3 * entry + 1] = NO_LABEL
     training = TrainingArguments(tmp_path, per_device_eval_batch_size=batch_size, use_cpu=True, report_to=[])
     dataset = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
     evaluation = LoopTrainer(model, training, eval_dataset=dataset).evaluate()
@@ -63,6 +64,15 @@ def test_losses_are_means_over_labels_whatever_the_size_of_batches(tmp_path, num
     assert evaluation["eval_loss"] == pytest.approx(expected[-1], abs=1e-5)
     if num_loops == 2:
         assert evaluation["eval_loop_0_loss"] == pytest.approx(expected[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("num_loops", [1, 2])
+def test_an_evaluation_without_any_label_is_refused(tmp_path, num_loops):
+    trainer = trainer_of(tiny_model(num_loops=num_loops), tmp_path)
+    for entry in trainer.eval_dataset:
+        entry["labels"] = torch.full_like(entry["labels"], NO_LABEL)
+    with pytest.raises(ValueError, match="must have labels, got none"):
+        trainer.evaluate()
 
 
 def test_the_layers_run_no_further_time(tmp_path):
