@@ -16,8 +16,14 @@ def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: st
 
     Raises:
         ValueError: a tracker is not installed, or the folder of the run cannot be written.
-        NotImplementedError: attention has no backward on the device.
+        NotImplementedError: attention has no backward on the device, or one process has several GPUs.
     """
+    if arguments.n_gpu > 1:
+        # Trainer would copy the model to each by `nn.DataParallel`, where no hook sees the states of a whole batch
+        raise NotImplementedError(
+            f"A process must have one GPU, got {arguments.n_gpu}: start one for each by `accelerate launch`, or set "
+            "`CUDA_VISIBLE_DEVICES`."
+        )
     missing = sorted(set(arguments.report_to) - set(get_available_reporting_integrations()))
     if missing:
         raise ValueError(f"`--report_to` must be trackers that are installed, got {', '.join(missing)}.")

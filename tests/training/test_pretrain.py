@@ -16,7 +16,7 @@ from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 from modeling_plt import PLTForCausalLM
 from training_plt import pretrain
 from training_plt.arguments import parse
-from training_plt.checks import refuse_unwritable
+from training_plt.checks import refuse_unwritable, refuse_what_cannot_run
 from training_plt.new_model import ModelArguments
 from training_plt.texts import TextArguments
 from training_plt.trainer_arguments import PretrainingArguments
@@ -318,6 +318,14 @@ def test_help_shows_commands_that_can_be_copied(capsys):
     text = capsys.readouterr().out
     (command,) = re.findall(r"accelerate launch -m (.*?)--output_dir", text, flags=re.DOTALL)
     assert command.count(" \\\n") == 2
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    training = PretrainingArguments(tmp_path, use_cpu=True, report_to=[])
+    refuse_what_cannot_run(training, None)
+    training._n_gpu = 2
+    with pytest.raises(NotImplementedError, match="must have one GPU, got 2: start one for each by `acc"):
+        refuse_what_cannot_run(training, None)
 
 
 def test_the_look_whether_a_folder_can_be_written_makes_and_removes_none(tmp_path, monkeypatch):
