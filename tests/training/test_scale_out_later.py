@@ -41,7 +41,7 @@ def heal_flags(folder, output, batch_size, *more) -> list[str]:
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": 2,
         "eval_strategy": "no",
-        "per_device_eval_batch_size": 1,  # the loss of a batch is weighed by its entries, not their labels
+        "per_device_eval_batch_size": 1,  # what fills up a longer batch of one of two processes is in its mean
     }
     return as_flags(values, *ONE_STEP, *more)
 
