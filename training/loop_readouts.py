@@ -75,8 +75,8 @@ class EvaluatesLoops:
     """Goes before a Trainer: its evaluations also tell what each loop of the PLT does, as `LoopReadouts.names`.
 
     All losses, `eval_loss` too, are means over the labels. Trainer's own is one over entries of the means of batches,
-    which depends on the size of the batches. Where several processes share the entries unevenly, repeated ones that fill
-    up a batch are in its mean, but do not add to its weight.
+    which depends on the size of the batches. Where processes share the entries unevenly, repeated ones that fill up a
+    batch are in its mean, but do not add to its weight.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
