@@ -54,8 +54,11 @@ def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     file = checkpoint / SETTINGS_FILE
     if not file.is_file():
         raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {SETTINGS_FILE}, got {checkpoint}.")
-    before = flat(json.loads(file.read_text(encoding="utf-8")))
-    now = flat(json.loads(json.dumps(settings)))
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if kept.keys() != settings.keys():
+        names = ", ".join(f"`{name}`" for name in sorted(kept.keys() ^ settings.keys()))
+        raise ValueError(f"`--resume_from_checkpoint` must be of this release, got {file} of another, by its {names}.")
+    before, now = flat(kept), flat(json.loads(json.dumps(settings)))
     others = [
         f"`{name}` is {before.get(name, 'not told')!r} and not {now.get(name, 'not told')!r}"
         for name in sorted(before.keys() | now.keys())

@@ -18,6 +18,7 @@ from training_plt import pretrain
 from training_plt.arguments import parse
 from training_plt.checks import refuse_unwritable, refuse_what_cannot_run
 from training_plt.new_model import ModelArguments
+from training_plt.resume import SETTINGS_FILE, refuse_other_settings
 from training_plt.texts import TextArguments
 from training_plt.trainer_arguments import PretrainingArguments
 
@@ -210,6 +211,14 @@ def refusal(folder, tmp_path, capsys):
         return capsys.readouterr().err.splitlines()[-1]
 
     return refusal
+
+
+def test_a_checkpoint_of_another_release_is_named_as_such(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_text('{"seed": 1}')
+    with pytest.raises(
+        ValueError, match="must be of this release, got .* of another, by its `learning_rate`, `optim`."
+    ):
+        refuse_other_settings(tmp_path, {"seed": 1, "optim": "adamw", "learning_rate": 1e-3})
 
 
 @pytest.mark.parametrize(
