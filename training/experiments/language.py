@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
     task=Language(),
     metric="bits",
     fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 16},
-    cells=(*ABLATION, SMEARED, Cell("plt-2", smears=True), Cell("plain", longer=2)),
+    cells=(*ABLATION, SMEARED, Cell("plain", longer=2)),
     learning_rates=(2e-3, 4e-3, 8e-3),
     steps=2000,
     batch_size=8,
