@@ -23,8 +23,15 @@ TEXTS = [
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """An id for every byte, and one for the end."""
+    """An id for every byte, one for the end, and one for pads."""
     return train_tokenizer(Dataset.from_dict({"text": TEXTS}), vocab_size=257)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, with a template that writes the messages one after another."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    return tokenizer
 
 
 def as_flags(values: dict[str, object], *more: object) -> list[str]:

@@ -27,12 +27,16 @@ def sharding(kind) -> list[str]:
 def run_in_two_processes(folder, runs) -> None:
     """Each run is a module of `training_plt` and its flags."""
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, folder / "runs.json"]
-    environment = os.environ | {"PYTHONPATH": on_path(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
+    result = in_two_processes(folder, WORKER, folder / "runs.json", timeout=600)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-8000:]
+
+
+def in_two_processes(folder, worker, *words, timeout):
+    """What a script of this folder ended with, and printed."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, *words]
+    environment = os.environ | {"PYTHONPATH": on_path(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def weights(folder):

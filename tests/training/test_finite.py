@@ -1,16 +1,13 @@
 """A run whose loss is no number ends there, in every process, and saves nothing of it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
-from checkout import on_path
+from scale_out import in_two_processes
 from spoiled_worker import spoil
 from test_finetune import SETTINGS, write_chats
-from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
+from training_texts import SIZES, as_flags, chat_tokenizer, write_texts
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from configuration_plt import PLTConfig
@@ -28,8 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finite")
     write_texts(folder / "texts.jsonl")
     write_chats(folder / "chats.jsonl", [{"messages": messages} for messages in CHATS])
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     config = PLTConfig(**SIZES, vocab_size=258, eos_token_id=0, bos_token_id=0, pad_token_id=257)
     PLTForCausalLM(config).save_pretrained(folder / "model")
@@ -102,11 +98,7 @@ def test_the_filter_of_trainer_is_refused(folder, kind, capsys):
 def test_both_of_two_processes_end(folder, kind, tmp_path):
     _, flags = RUNS[kind]
     words = [kind, *flags(folder, "--save_steps", 2, "--logging_steps", 50), "--output_dir", tmp_path]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, *words]
-    environment = os.environ | {"PYTHONPATH": on_path(WORKER.parents[1]), "HF_DATASETS_CACHE": str(folder / "cache")}
-    result = subprocess.run(
-        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = in_two_processes(folder, WORKER, *words, timeout=300)
     assert result.returncode != 0
     assert result.stderr.count("Training stopped at step 4: `loss` must be a finite number, got nan.") >= 1
     assert {path.name for path in tmp_path.iterdir()} - {"README.md"} == {"checkpoint-2"}  # TRL writes a card

@@ -10,7 +10,7 @@ from scale_out import ONE_STEP, run_in_two_processes, sharding, weights
 from test_finetune import SETTINGS, write_chats
 from test_heal import LOOP
 from tiny import randomize
-from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
+from training_texts import SIZES, as_flags, chat_tokenizer, write_texts
 
 from command_plt.main import main as plt
 from configuration_plt import PLTConfig
@@ -63,8 +63,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("later")
     write_texts(folder / "texts.jsonl")
     write_chats(folder / "chats.jsonl", [{"messages": messages} for messages in CHATS])
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer = chat_tokenizer()
     config = PLTConfig(
         **SIZES | LOOP, vocab_size=258, eos_token_id=0, bos_token_id=0, pad_token_id=257, tie_word_embeddings=True
     )
