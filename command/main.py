@@ -14,9 +14,12 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     came: list[int] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        raise KeyboardInterrupt
+        if not is_importing(frame):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
 
     # an interrupted run cleans up after itself
     signal.signal(signal.SIGTERM, stop)
@@ -35,6 +38,13 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, ValueError | OSError | ImportError):
             sys.exit(f"plt: {one_line(error)}")
         raise
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an exception ends the process where C++ code of a library calls Python."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def run(arguments: list[str]) -> None:

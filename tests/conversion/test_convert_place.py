@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import checkout
 import pytest
 from converting import DATA, plt_convert, refused, signalled, snapshot, write_documents, write_plt
 from safetensors import safe_open
@@ -283,5 +284,19 @@ def test_an_interruption_of_the_imports_is_one_line_too(tmp_path):
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
-    assert (process.returncode, errors) == (130, "plt: interrupted\n")
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "plt: interrupted") and "Traceback" not in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_waits_for_the_end_of_an_import(tmp_path):
+    """C++ code that calls Python while torch is imported ends the process at any exception: here a module does."""
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, sys, time\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
+        "main = sys.modules[__name__]\nget_command = lambda app: time.sleep(60)\n"
+        "sys.modules['command_plt.app'] = sys.modules[__name__]\napp = None\n"
+    )
+    command = [sys.executable, "-c", "from command_plt.main import main; main(['--help'])"]
+    environment = os.environ | {"PYTHONPATH": checkout.on_path(tmp_path)}
+    ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert (ended.returncode, ended.stderr) == (130, "plt: interrupted\n")
