@@ -61,6 +61,7 @@ EXPERIMENT = Experiment(
         *(Cell(row) for row in ("loop-2", "shift-2", "shared-2", "plt-2", "deep-2")),
         Cell("loop-2", smears=True),
         *(Cell(row) for row in ("loop-3", "plt-3", "deep-3")),
+        Cell("loop-3", smears=True),
     ),
     learning_rates=(1e-3, 2e-3, 4e-3),
     steps=1000,
