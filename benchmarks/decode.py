@@ -2,62 +2,15 @@
 """Milliseconds per decoded token, by batch size and context length, or by loops."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
-import torch
-from torch._inductor import config as inductor_config
 from transformers.modeling_utils import PreTrainedModel
 
-from modeling_plt.cache_name_plt import THEIRS
-
-from .filled_cache import fill, new_cache
+from .greedy import TOKENS, greedy_steps
 from .models import SharedWeights
 from .rows import LOOPED_ROWS, Row
-from .timing import WARMUP_ROUNDS, measure_rows
-
-TOKENS = 4  # decoded per row and round
-
-
-def decode_step(model: PreTrainedModel, compiled: bool) -> Callable:
-    """The model's forward, or one graph of it."""
-    if not compiled:
-        return model
-    on_gpu = model.device.type == "cuda"
-    # a GPU replays CUDA graphs; on a CPU, products of a few rows are as fast as of one only where weights are packed,
-    # which inductor does for frozen graphs, and timed against each other
-    how = {"mode": "reduce-overhead"} if on_gpu else {"options": {"max_autotune": True}}
-    # each row of the table is another graph of the same code
-    step = torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, **how)
-
-    def frozen_step(*args: Any, **kwargs: Any) -> Any:
-        # dynamo reads this while it traces, and the options of `torch.compile` do not reach it
-        with inductor_config.patch(freezing=not on_gpu):
-            return step(*args, **kwargs)
-
-    return frozen_step
-
-
-@torch.inference_mode()
-def greedy_steps(
-    model: PreTrainedModel, batch_size: int, context: int, max_cache_len: int | None = None
-) -> Callable[[], None]:
-    """A sample that decodes `TOKENS` more tokens after a cache of `context`, each time it is called.
-
-    With `max_cache_len`, the cache is a static one of that length and the step is compiled.
-    """
-    cache = new_cache(model.config, max_cache_len)
-    cache = fill(cache, model.config, batch_size, context, model.device, model.dtype)
-    step = decode_step(model, compiled=max_cache_len is not None)
-    token = torch.ones(batch_size, 1, dtype=torch.long, device=model.device)
-
-    @torch.inference_mode()
-    def sample() -> None:
-        nonlocal token
-        for _ in range(TOKENS):
-            token = step(token, use_cache=True, **{THEIRS: cache}).logits[:, -1:].argmax(-1)
-
-    return sample
+from .timing import measure_rows
+from .turns import WARMUP_ROUNDS
 
 
 def measure_decoding(

@@ -8,8 +8,6 @@ that this one started directly would count this one's peak as its own.
 
 import itertools
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -19,12 +17,12 @@ from tqdm.auto import tqdm
 
 from modeling_plt.cache_name_plt import THEIRS
 
+from .device_bytes import peak_bytes
 from .models import Setup, SharedWeights, random_ids
 from .rows import Row
 from .train import training_step
 
 TOKENS = 4  # decoded after the prompt
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 @torch.inference_mode()
@@ -48,9 +46,7 @@ def run_alone(setup: Setup, row: Row, phase: str, num_tokens: int, num_threads: 
     weights = SharedWeights(setup)
     PHASES[phase](weights, row, num_tokens)
     held = sum(tensor.nbytes for tensor in weights.tensors.values())
-    if setup.device.type == "cuda":
-        return held, torch.cuda.max_memory_allocated(setup.device)
-    return held, RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held, peak_bytes(setup.device)
 
 
 def measure_memory(setup: Setup, rows: list[Row], prompt_length: int, train_length: int) -> pd.DataFrame:

@@ -4,22 +4,12 @@
 from collections.abc import Callable
 
 import pandas as pd
-import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from .greedy import first_token
 from .models import SharedWeights, random_ids
 from .rows import Row
 from .timing import measure_rows
-
-
-def first_token(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[], None]:
-    """A sample that fills a new cache with `input_ids` `[1, T]` and picks the next token."""
-
-    @torch.inference_mode()
-    def sample() -> None:
-        model(input_ids, logits_to_keep=1, use_cache=True).logits[:, -1].argmax(-1)
-
-    return sample
 
 
 def measure_prefill(weights: SharedWeights, rows: list[Row], prompt_lengths: list[int], rounds: int) -> pd.DataFrame:

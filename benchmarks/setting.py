@@ -2,14 +2,14 @@
 """What numbers were measured on, and how."""
 
 import platform
-from importlib.metadata import version
 
 import torch
 from cpuinfo import get_cpu_info
 
 from .models import Setup, empty_model
 from .rows import PLAIN
-from .timing import WARMUP_ROUNDS
+from .turns import WARMUP_ROUNDS
+from .versions import versions
 
 METHOD = (
     f"random weights; {WARMUP_ROUNDS} warm-up round, then in each round every row once, the device synchronised "
@@ -32,15 +32,6 @@ def describe(command: str, size: str, setup: Setup) -> dict:
         **versions(),
         "decoding": decoding + (", swapped products" if setup.few_rows else ""),
         "method": METHOD,
-    }
-
-
-def versions() -> dict[str, str]:
-    return {
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "package": version("parallel-loop-transformer"),
-        "python": platform.python_version(),
     }
 
 

@@ -1,48 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing: all rows take turns within every round, so that a busy machine slows all of them alike."""
+"""Times of rows that take turns, next to those of plain in the same round."""
 
 from collections.abc import Callable
 
 import pandas as pd
-from torch.utils.benchmark import timer
-from tqdm.auto import tqdm
 
 from .models import SharedWeights
 from .rows import PLAIN, Row
-
-WARMUP_ROUNDS = 1  # in which a sample decodes several tokens: a compiled step is recorded in its second call
-
-
-def time_interleaved(
-    samples: dict[str, Callable[[], None]],
-    rounds: int,
-    description: str,
-    per_sample: int = 1,
-    clock: Callable[[], float] = timer,
-) -> pd.DataFrame:
-    """Milliseconds of every sample, a line per round and a column per row; `WARMUP_ROUNDS` more do not count.
-
-    Args:
-        samples: by name of the row. Each round starts with the next of them.
-        description: for the progress bar.
-        per_sample: how often a sample does what is timed; the times are of one.
-        clock: seconds; `torch.utils.benchmark.timer` first waits for the accelerator, if there is one.
-    """
-    names = list(samples)
-    lines = []
-    for number in tqdm(range(WARMUP_ROUNDS + rounds), desc=description, unit="round"):
-        first = number % len(names)
-        line = {}
-        for name in names[first:] + names[:first]:
-            start = clock()
-            samples[name]()
-            line[name] = 1000 * (clock() - start) / per_sample
-        lines.append(line)
-    return pd.DataFrame(lines, columns=names).iloc[WARMUP_ROUNDS:]
+from .turns import take_turns
 
 
 def ratios_to_plain(times: pd.DataFrame) -> pd.DataFrame:
-    """Of the times of `time_interleaved`, each to that of plain in the same round."""
+    """Of times as `take_turns` measures them, each to that of plain in the same round."""
     return times.div(times[PLAIN.name], axis="index")
 
 
@@ -68,7 +37,7 @@ def measure_rows(
     def measure_point(point: dict[str, int]) -> pd.DataFrame:
         samples = {name: make_sample(model, **point) for name, model in models.items()}
         description = ", ".join([label, *(f"{name} {value}" for name, value in point.items())])
-        times = time_interleaved(samples, rounds, description, per_sample)
+        times = pd.DataFrame(take_turns(samples, rounds, description, per_sample))
         ratios = ratios_to_plain(times)
         names = {"row": list(models), "passes": [row.num_passes for row in rows]}
         figures = {label: times.median(), "min": times.min(), "max": times.max(), "ratio to plain": ratios.median()}

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import PUBLISHED, PUBLISHED_MS
-from benchmarks_plt.setting import device_name, versions
+from benchmarks_plt.setting import device_name
 from benchmarks_plt.timing import ratios_to_plain
+from benchmarks_plt.versions import versions
 
 IN_TURN = "plt-2, in turn"
 

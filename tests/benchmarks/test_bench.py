@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from benchmarks_plt.cache_bytes import measured, theory
-from benchmarks_plt.decode import TOKENS, greedy_steps, measure_decoding
+from benchmarks_plt.decode import measure_decoding
 from benchmarks_plt.filled_cache import fill, new_cache
+from benchmarks_plt.greedy import TOKENS, greedy_steps
 from benchmarks_plt.models import Setup, SharedWeights, empty_model, random_ids, row_config
 from benchmarks_plt.plots import plot_prefill
 from benchmarks_plt.report import Section, cell, records, write
 from benchmarks_plt.rows import LOOPED_ROWS, PLAIN, ROWS
 from benchmarks_plt.sizes import SIZES
-from benchmarks_plt.timing import WARMUP_ROUNDS, measure_rows, time_interleaved
+from benchmarks_plt.timing import measure_rows
 from benchmarks_plt.train import training_step
+from benchmarks_plt.turns import WARMUP_ROUNDS, take_turns
 from command_plt.main import main
 from modeling_plt import PLTCache
 
@@ -288,19 +290,19 @@ def test_rows_take_turns_and_the_warmup_does_not_count():
         return call
 
     samples = {"plain": sample("plain", 2.0), "a": sample("a", 3.0), "b": sample("b", 5.0)}
-    times = time_interleaved(samples, 3, "", per_sample=2, clock=lambda: now[0])
+    times = take_turns(samples, 3, "", per_sample=2, clock=lambda: now[0])
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
     assert len(rounds) == WARMUP_ROUNDS + 3
     assert all(sorted(names) == ["a", "b", "plain"] for names in rounds)
     assert [names[0] for names in rounds] == (["plain", "a", "b"] * 2)[: len(rounds)], "nobody always comes first"
     numbers = pd.Series(range(WARMUP_ROUNDS, WARMUP_ROUNDS + 3))
     for name, milliseconds in {"plain": 1000, "a": 1500, "b": 2500}.items():
-        assert times[name].tolist() == pytest.approx((milliseconds * numbers).tolist())
+        assert [line[name] for line in times] == pytest.approx((milliseconds * numbers).tolist())
 
 
 def test_the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians(monkeypatch):
     times = pd.DataFrame({"plain": [1.0, 1.0, 3.0], "plt-2": [1.0, 4.0, 9.0]})
-    monkeypatch.setattr("benchmarks_plt.timing.time_interleaved", lambda *_: times)
+    monkeypatch.setattr("benchmarks_plt.timing.take_turns", lambda *_: times)
     rows = [PLAIN, ROWS["plt-2"]]
     table = measure_rows(SharedWeights(TINY), rows, [{"tokens": 5}], lambda model, tokens: None, 3, "ms")
     line = records(table)[1]
@@ -341,7 +343,7 @@ def test_decoding_is_timed_per_token(monkeypatch):
         asked.append((list(samples), rounds, per_sample))
         return pd.DataFrame(dict.fromkeys(samples, [1.0, 1.0]))
 
-    monkeypatch.setattr("benchmarks_plt.timing.time_interleaved", timer)
+    monkeypatch.setattr("benchmarks_plt.timing.take_turns", timer)
     table = measure_decoding(SharedWeights(TINY), [PLAIN, ROWS["plt-2"]], [1, 3], [5], rounds=2)
     assert table[["batch", "context"]].to_numpy().tolist() == [[1, 5], [1, 5], [3, 5], [3, 5]]
     assert asked == [(["plain", "plt-2"], 2, TOKENS)] * 2
@@ -350,7 +352,7 @@ def test_decoding_is_timed_per_token(monkeypatch):
 @every_row
 def test_decoding_goes_on_after_the_filled_cache(monkeypatch, row):
     caches = []
-    monkeypatch.setattr("benchmarks_plt.decode.fill", lambda cache, *args: caches.append(cache) or fill(cache, *args))
+    monkeypatch.setattr("benchmarks_plt.greedy.fill", lambda cache, *args: caches.append(cache) or fill(cache, *args))
     sample = greedy_steps(SharedWeights(TINY).build(row), 2, 20)
     assert caches[0].get_seq_length() == 20
     sample()
