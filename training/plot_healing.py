@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from benchmarks_plt.report import markdown
 
 from .controls import WORDS
+from .differences import LINK, write_differences
 from .healing_trainings import Training
 
 
 def write_report(results: Path, trainings: Sequence[Training]) -> None:
-    """`table.md` and `plot.png` next to the results; nothing while there are none."""
+    """`table.md`, `differences.md` and `plot.png` next to the results; nothing while there are none."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*_seed-*.json"))]
     if not found:
         return
@@ -28,6 +29,9 @@ def write_report(results: Path, trainings: Sequence[Training]) -> None:
         ]
     )
     (results / "table.md").write_text(report(found, points, trainings), encoding="utf-8")
+    last = points.groupby(["seed", "training"])["loss"].last().unstack()
+    order = [training.name for training in trainings if training.name in last]
+    write_differences(results, "healing", "Held-out loss in nats per token", "training", last[order])
     plot(points).savefig(results / "plot.png", dpi=100)
 
 
@@ -53,7 +57,7 @@ def report(found: list[dict], points: pd.DataFrame, trainings: Sequence[Training
     ]
     if any(each.get("controls") for each in found):
         parts += ["Models without what their later loops read, mean loss:", markdown(without_loops(found, order))]
-    parts.append("![plot](plot.png)")
+    parts += [LINK, "![plot](plot.png)"]
     return "\n\n".join(parts) + "\n"
 
 

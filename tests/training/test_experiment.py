@@ -291,6 +291,30 @@ def test_differences_are_between_runs_of_one_seed_with_their_interval(tmp_path):
     assert plain["minus plt-2"] == f"-0.200 ± {4.303 * 0.1 / math.sqrt(3):.3f}" and plain["minus plain"] == ""
 
 
+def test_every_pair_has_its_difference(tmp_path):
+    store = Store(tmp_path)
+    values = {0: {1: 0.1, 2: 0.5, 3: 0.3}, 1: {1: 0.3, 2: 0.6, 3: 0.6}, 3: {2: 0.7, 3: 0.9}, 2: {1: 0.2}}
+    for cell, accuracies in values.items():
+        for seed, accuracy in accuracies.items():
+            run = Run(FAST, FAST.cells[cell], 1e-3, seed)
+            store.write(run, canned(run, (accuracy, accuracy)))
+    write_report(FAST, store)
+    header, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "differences.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert header == ["cell", *(FAST.cells[cell].name for cell in sorted(values))]
+    # t of 2 and of 1 degrees of freedom; deep-2 is .2 and .6 above plain, .1 and .3 above plt-2
+    three, wide, two = f"{4.303 * 0.1 / math.sqrt(3):.3f}", f"{12.706 * 0.4 / 2:.3f}", f"{12.706 * 0.2 / 2:.3f}"
+    assert lines == [  # of plt-2 with window 3 there is one seed
+        [header[1], "", f"-0.200 ± {three}", "", f"-0.400 ± {wide}"],
+        [header[2], f"+0.200 ± {three}", "", "", f"-0.200 ± {two}"],
+        [header[3], "", "", "", ""],
+        [header[4], f"+0.400 ± {wide}", f"+0.200 ± {two}", "", ""],
+    ]
+
+
 def test_the_table_says_how_rates_were_chosen_and_which_are_at_an_edge(tmp_path):
     wide = dataclasses.replace(FAST, learning_rates=(1e-3, 2e-3, 3e-3), validates=True, tuning_steps=1)
     for experiment, expected in (
@@ -317,7 +341,8 @@ def test_the_published_tables_are_those_of_their_results(name, tmp_path, monkeyp
     else:
         monkeypatch.setattr(python_text, "read_documents", lambda: pytest.fail("tables need no text"))
         command.main([name, "--plots-only", "--results", str(tmp_path)])
-    assert (results / "table.md").read_text() == (ROOT / "results" / name / "table.md").read_text()
+    for file in ("table.md", "differences.md"):
+        assert (results / file).read_text() == (ROOT / "results" / name / file).read_text()
     assert (results / "plot.png").stat().st_size > 5000
 
 

@@ -82,3 +82,6 @@ def test_the_table_has_means_over_seeds_and_the_change_from_the_source_of_each_s
     assert [row[0].strip() for row in rows] == ["loop", "loop-healed"]
     assert numbers[0] == [2000, 6.5, 3.5, 3, 4, 2, 0]
     assert numbers[1] == [200, 5, 3.75, 3.3, 4.2, 2, 7.5]  # 10 % and 5 %
+    rows = [row.split("|")[1:-1] for row in (tmp_path / "differences.md").read_text().splitlines() if "| loop" in row]
+    # .3 and .2: mean .25, standard deviation .0707; t of one degree of freedom for 95 % is 12.706
+    assert [cell.strip() for cell in rows[1]] == ["loop-healed", "+0.250 ± 0.635", ""]

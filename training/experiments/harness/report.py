@@ -4,19 +4,18 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from scipy.stats import t
 
 from benchmarks_plt.report import markdown
 
+from ...differences import INTERVAL, LINK, difference, write_differences
 from .definition import Experiment
 from .store import Store
 
 BASE, BOUND, SUBJECT = "plain", "deep-2", "plt-2"  # plain, plain of twice the layers, and what is studied
-CONFIDENCE = 0.95
 
 
 def write_report(experiment: Experiment, store: Store) -> None:
-    """`table.md` and `plot.png` next to the results; nothing while there are none."""
+    """`table.md`, `differences.md` and `plot.png` next to the results; nothing while there are none."""
     results = [result for result in store.results() if not result["is_tuning"]]
     if not results:
         return
@@ -24,6 +23,9 @@ def write_report(experiment: Experiment, store: Store) -> None:
     order = {cell.name: number for number, cell in enumerate(experiment.cells)}
     points = points.sort_values(["layers", "cell"], key=lambda column: column.map(lambda v: order.get(v, v)))
     (store.folder / "table.md").write_text(report(experiment, points), encoding="utf-8")
+    write_differences(
+        store.folder, experiment.name, f"Mean {experiment.metric}", "cell", scores_by_seed(overall(points))
+    )
     plot(experiment, points).savefig(store.folder / "plot.png", dpi=100)
 
 
@@ -48,14 +50,15 @@ def overall(points: pd.DataFrame) -> pd.DataFrame:
 def summary(points: pd.DataFrame) -> pd.DataFrame:
     """A line per cell: mean, least and greatest score of its seeds, and how it stands to plain and to PLT-2."""
     runs = overall(points)
+    scores = scores_by_seed(runs)
     cells = runs.groupby(["layers", "cell", "row"], sort=False)
     table = cells["score"].agg(["mean", "min", "max"]).reset_index()
     for name, bound in (("% gap", BOUND), (f"% of {SUBJECT}", SUBJECT)):
         table[name] = [gap(table, bound, *line) for line in zip(table["layers"], table["mean"], strict=True)]
     for row in (BASE, SUBJECT):
+        bases = [reference(table, row, layers) for layers in table["layers"]]
         table[f"minus {row}"] = [
-            difference(runs, reference(table, row, layers), cell)
-            for layers, cell in zip(table["layers"], table["cell"], strict=True)
+            base and difference(scores, cell, base) for cell, base in zip(table["cell"], bases, strict=True)
         ]
     for name in ("learning_rate", "parameters", "seconds"):
         table[name.replace("_", " ")] = cells[name].mean().to_numpy()
@@ -79,16 +82,9 @@ def gap(table: pd.DataFrame, bound: str, layers: int, mean: float) -> float:
     return 100 * (mean - means[start]) / (means[end] - means[start]) + 0.0  # which is never -0
 
 
-def difference(runs: pd.DataFrame, base: str | None, cell: str) -> str | None:
-    """The mean of what a cell scores above another with the same seed, with its interval (paired t)."""
-    if base in (None, cell):
-        return None
-    scores = runs.pivot(index="seed", columns="cell", values="score")
-    pairs = (scores[cell] - scores[base]).dropna()
-    if len(pairs) < 2:
-        return None
-    half = t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1) * pairs.sem()
-    return f"{pairs.mean():+.3f} ± {half:.3f}"
+def scores_by_seed(runs: pd.DataFrame) -> pd.DataFrame:
+    """A line per seed, and a column per cell in the order of the table."""
+    return runs.pivot(index="seed", columns="cell", values="score")[list(dict.fromkeys(runs["cell"]))]
 
 
 def by_group(experiment: Experiment, points: pd.DataFrame) -> pd.DataFrame:
@@ -103,12 +99,12 @@ def report(experiment: Experiment, points: pd.DataFrame) -> str:
     parts = [f"# {experiment.name}", experiment.question, method(experiment, points), markdown(table)]
     if any(name.startswith("minus") for name in table):
         parts += [
-            f"`minus {SUBJECT}` is the mean of the differences between runs of one seed, and half of its "
-            f"{CONFIDENCE:.0%} interval (paired t); seeds are few, and all runs are scored on one test."
+            f"`minus {SUBJECT}` is the mean of the differences between runs of one seed, and {INTERVAL}; seeds are "
+            "few, and all runs are scored on one test."
         ]
     if points["group"].nunique() > 1:
         parts += [f"Mean {experiment.metric} by {experiment.task.group}:", markdown(by_group(experiment, points))]
-    return "\n\n".join([*parts, "![plot](plot.png)"]) + "\n"
+    return "\n\n".join([*parts, LINK, "![plot](plot.png)"]) + "\n"
 
 
 def method(experiment: Experiment, points: pd.DataFrame) -> str:
