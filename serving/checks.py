@@ -5,18 +5,32 @@ from typing import TYPE_CHECKING
 
 import vllm
 from packaging.version import Version
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-OLDEST, TOO_NEW = "0.32", "0.33"
+OLDEST, NEWEST = "0.32", "0.33"  # minor versions: the suite runs on the first, the sources of both are checked
+logger = init_logger(__name__)
 
 
 def check_version() -> None:
-    """ValueError if vLLM is not one that this package was tested with."""
-    if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version(TOO_NEW):
-        raise ValueError(f"Serving a PLT needs vLLM {OLDEST} or newer, below {TOO_NEW}; this is {vllm.__version__}.")
+    """Warn, once, of a vLLM that is newer than those this package was tested with.
+
+    Raises:
+        ValueError: it is older.
+    """
+    version = Version(vllm.__version__).release[:2]
+    if version < Version(OLDEST).release:
+        raise ValueError(f"Serving a PLT needs vLLM {OLDEST} or newer, got {vllm.__version__}.")
+    if version > Version(NEWEST).release:
+        logger.warning_once(
+            "Serving a PLT was tested with vLLM %s to %s; this is %s, so compare its answers with `generate`.",
+            OLDEST,
+            NEWEST,
+            vllm.__version__,
+        )
 
 
 class Checks(VerifyAndUpdateConfig):

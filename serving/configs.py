@@ -14,7 +14,7 @@ class ServedConfig(PLTConfig):
     believes that they have no state beside keys and values.
 
     Raises:
-        ValueError: the installed vLLM is not one that this package was tested with.
+        ValueError: the installed vLLM is older than those that this package was tested with.
     """
 
     @classmethod

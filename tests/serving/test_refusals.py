@@ -1,12 +1,18 @@
 """What cannot be served is refused before it runs, in a sentence that says what was asked and what can be."""
 
 import json
+from configparser import ConfigParser
 
 import pytest
 import torch
 import vllm
+from checkout import ROOT
 from engines import engine, save_tiny
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from serving_plt.checks import OLDEST
+from serving_plt.register import register
 
 GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -36,11 +42,34 @@ def test_options(folder, options, message):
         pass
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0"])
-def test_versions(folder, version, monkeypatch):
+@pytest.mark.parametrize("version", ["0.31.2", "0.32.0", "0.32.1.dev3+cpu", "0.33.0rc1", "0.33.4", "0.34.0rc1", "1.0"])
+def test_versions(folder, version, monkeypatch, caplog):
+    """Older than tested is refused, newer is warned of once."""
     monkeypatch.setattr(vllm, "__version__", version)
-    with pytest.raises(Exception, match=f"vLLM 0.32 or newer, below 0.33; this is {version}"), engine(folder):
+    register()
+    if version.startswith("0.31"):
+        with pytest.raises(ValueError, match=f"needs vLLM 0.32 or newer, got {version}"):
+            AutoConfig.from_pretrained(folder)
+        return
+    for _ in range(2):
+        AutoConfig.from_pretrained(folder)
+    said = [record.getMessage() for record in caplog.records]
+    is_new = version in ("0.34.0rc1", "1.0")
+    assert len(said) == is_new
+    assert not is_new or f"tested with vLLM 0.32 to 0.33; this is {version}" in said[0]
+
+
+def test_an_older_version_is_refused_before_an_engine_starts(folder, monkeypatch):
+    monkeypatch.setattr(vllm, "__version__", "0.31.2")
+    with pytest.raises(Exception, match="needs vLLM 0.32 or newer, got 0.31.2"), engine(folder):
         pass
+
+
+def test_what_is_declared_is_what_is_refused():
+    """The extra has the same lower bound, and no upper one."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"vllm>={OLDEST}" in setup["options.extras_require"]["vllm"].split()
 
 
 @pytest.mark.parametrize(
