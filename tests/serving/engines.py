@@ -70,11 +70,11 @@ def served(llm: LLM, prompts: list[list[int]], params: SamplingParams | None = N
 
 def served_with_logprobs(llm: LLM, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
     """Greedy tokens for each prompt, and the engine's log probability of each."""
-    outputs = [output.outputs[0] for output in llm.generate(as_prompts(prompts), greedy(logprobs=1), use_tqdm=False)]
-    tokens = [list(output.token_ids) for output in outputs]
+    answers = [output.outputs[0] for output in llm.generate(as_prompts(prompts), greedy(logprobs=1), use_tqdm=False)]
+    tokens = [list(answer.token_ids) for answer in answers]
     logprobs = [
-        [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
-        for output in outputs
+        [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
+        for answer in answers
     ]
     return tokens, logprobs
 

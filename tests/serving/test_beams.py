@@ -19,6 +19,6 @@ def test_beams_are_those_of_generate(tmp_path):
     ]
     with engine(tmp_path, skip_tokenizer_init=False) as llm:
         params = BeamSearchParams(beam_width=BEAMS, max_tokens=NEW, ignore_eos=True)
-        outputs = llm.beam_search([{"prompt_token_ids": prompt} for prompt in prompts], params)
-    for prompt, output, beams in zip(prompts, outputs, expected, strict=True):
-        assert [sequence.tokens[len(prompt) :] for sequence in output.sequences] == beams
+        answers = llm.beam_search([{"prompt_token_ids": prompt} for prompt in prompts], params)
+    for prompt, found, beams in zip(prompts, answers, expected, strict=True):
+        assert [sequence.tokens[len(prompt) :] for sequence in found.sequences] == beams
