@@ -45,7 +45,7 @@ class Sources:
     """
 
     def __init__(self, root: Path, edits: dict[str, tuple[str, str]] | None = None):
-        self.root, self.edits, self.trees = root, edits or {}, {}
+        self.root, self.edits, self.trees, self.found = root, edits or {}, {}, {}
         self.wheel = None if root.is_dir() else zipfile.ZipFile(root)
         self.files = set() if self.wheel is None else set(self.wheel.namelist())
 
@@ -71,6 +71,11 @@ class Sources:
 
     def find(self, module: str, name: str) -> Definition | None:
         """What a module knows under a name; None if nothing."""
+        if (module, name) not in self.found:
+            self.found[module, name] = self.look_for(module, name)
+        return self.found[module, name]
+
+    def look_for(self, module: str, name: str) -> Definition | None:
         tree = self.tree(module)
         if tree is None:
             return None if module.split(".")[0] == "vllm" else Definition(module, name)
@@ -137,12 +142,21 @@ class Sources:
     def member(self, cls: Definition, name: str) -> Definition | None:
         """Of a class or of its objects; None if there is none. Without a node where somebody else's class has it."""
         for each in self.lineage(cls):
-            found = own_member(each.node, name) if each.is_class else None
+            found = self.own_member(each, name) if each.is_class else None
             if found is not None:
                 return Definition(each.module, name, found)
-            if each.node is None and name in dir(external(each)):
+            if each.node is None and any(name in vars(one) for one in external(each).__mro__):
                 return Definition(each.module, name)
         return None
+
+    def own_member(self, cls: Definition, name: str) -> ast.AST | None:
+        """What a class's body defines under a name, its methods for `self`, a function of its module for `layer`."""
+        for node in statements(cls.node.body):
+            if isinstance(node, FUNCTION) and node.name == name:
+                return node
+            if isinstance(node, ast.Assign | ast.AnnAssign) and name in targets(node):
+                return node
+        return given(cls.node, "self").get(name) or given(self.tree(cls.module), "layer").get(name)
 
     def type_of(self, definition: Definition) -> Definition | None:
         """An object like that in an assignment or a property, if its annotation or its value says of which class."""
@@ -181,12 +195,13 @@ def parsed(text: str) -> ast.Module:
 
 
 @cache
-def external(definition: Definition) -> object:
-    """Somebody else's class, as it is installed; a bare object if it is not there."""
+def external(definition: Definition) -> type:
+    """Somebody else's class, as it is installed; that of all objects if it is not there."""
     try:
-        return getattr(import_module(definition.module), definition.name, object)
+        found = getattr(import_module(definition.module), definition.name, object)
     except ImportError:
         return object
+    return found if isinstance(found, type) else object
 
 
 def as_object(definition: Definition | None) -> Definition | None:
@@ -202,25 +217,36 @@ def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from statements(getattr(node, part, []))
 
 
+@cache
 def targets(node: ast.Assign | ast.AnnAssign) -> set[str]:
     """What an assignment gives a value, as it is written: `name`, `self.name`."""
     every = node.targets if isinstance(node, ast.Assign) else [node.target]
     return texts(part for each in every for part in (each.elts if isinstance(each, ast.Tuple) else [each]))
 
 
+@cache
+def given(tree: ast.AST, owner: str) -> dict[str, ast.AST]:
+    """Attributes and buffers that an object gets, by its name in a class or a module."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            names = [text.removeprefix(f"{owner}.") for text in targets(node) if text.startswith(f"{owner}.")]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == f"{owner}.register_buffer":
+            names = [node.args[0].value]
+        else:
+            continue
+        for name in names:
+            found.setdefault(name, node)
+    return found
+
+
+@cache
+def strings(tree: ast.AST) -> set[str]:
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
 def texts(nodes: Iterable[ast.AST]) -> set[str]:
     return {ast.unparse(each) for each in nodes}
-
-
-def own_member(cls: ast.ClassDef, name: str) -> ast.AST | None:
-    """What a class's own body, or its methods by `self`, define under a name."""
-    for node in statements(cls.body):
-        if isinstance(node, FUNCTION) and node.name == name:
-            return node
-        if isinstance(node, ast.Assign | ast.AnnAssign) and name in targets(node):
-            return node
-    assigned = (node for node in ast.walk(cls) if isinstance(node, ast.Assign | ast.AnnAssign))
-    return next((node for node in assigned if f"self.{name}" in targets(node)), None)
 
 
 def fields_of(cls: Definition) -> list[str]:

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from sources import FUNCTION, Definition, Sources, as_object, targets, texts
+from sources import FUNCTION, Definition, Sources, as_object, strings, targets, texts
 
 ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs"
 REST = {"LLM": ENGINE_ARGS, "engine": ENGINE_ARGS}  # the class whose fields further keywords of a call are
@@ -92,13 +92,13 @@ class Uses:
                 self.names[name] = self.sources.type_of(found) or found
 
     def read_string(self, node: ast.Constant) -> None:
-        """A module that is started, or a variable of the environment."""
-        if re.fullmatch(r"vllm(\.\w+)+", node.value) and not node.value.endswith("_plugins"):
+        """An operator, a module that is started, or a variable of the environment."""
+        if operator := re.fullmatch(r"vllm\.(\w+)\.default", node.value):
+            self.note(node, self.operator(operator[1]), f"operator {operator[1]}")
+        elif re.fullmatch(r"vllm(\.\w+)+", node.value) and not node.value.endswith("_plugins"):
             self.note(node, self.sources.tree(node.value), f"module {node.value}")
         elif re.fullmatch(r"VLLM_[A-Z0-9_]+", node.value):
-            strings = ast.walk(self.sources.tree("vllm.envs"))
-            found = node.value in {each.value for each in strings if isinstance(each, ast.Constant)}
-            self.note(node, found, f"variable {node.value}")
+            self.note(node, node.value in strings(self.sources.tree("vllm.envs")), f"variable {node.value}")
 
     # what an expression is
 
