@@ -1,0 +1,361 @@
+"""The sentences of the pages on results: every number, and every order that they claim, is that of the results."""
+
+import json
+import re
+from functools import cache
+
+import pandas as pd
+import pytest
+from result_pages import PAGES, ROOT, is_rounded, results_of, sections_of
+
+from training_plt.experiments import load
+from training_plt.experiments.harness.report import overall, points_of, scores_by_seed
+from training_plt.experiments.harness.store import Store
+
+INTERVAL = r" ± \d*\.\d+"
+NUMBER = rf"(-?\d*\.?\d+(?:{INTERVAL})?)"
+FRACTION = rf"(?<![\w.-])-?\d*\.\d+(?:{INTERVAL})?"  # what a sentence may show of a result; whole numbers may count
+
+# page, a sentence with `{}` for each number, and where each stands: study, row and column, or the number itself
+SENTENCES = (
+    ("results", "PLT-3 is above PLT-2 by {}", ("swaps", "plt-3", "minus plt-2")),
+    ("results", "`loop-3` above `loop-2` by {}", ("swaps", "loop-3", "minus loop-2")),
+    (
+        "results",
+        "`smear + loop-3` above `smear + loop-2` by {}",
+        ("swaps", "smear + loop-3", "minus smear + loop-2"),
+    ),
+    (
+        "results",
+        "`smear + loop-3`, a vanilla loop that has the token before, has a higher mean than PLT-3 ({} and {}), and is "
+        "ahead with each of the three seeds; at {} the interval still holds zero",
+        ("swaps", "smear + loop-3", "mean"),
+        ("swaps", "plt-3", "mean"),
+        ("swaps", "smear + loop-3", "minus plt-3"),
+    ),
+    (
+        "results",
+        "PLT-3 is above `deep-3`, which has three times the layers, by {}, and cannot be told from `loop-3` ({})",
+        ("swaps", "plt-3", "minus deep-3"),
+        ("swaps", "plt-3", "minus loop-3"),
+    ),
+    (
+        "results",
+        "the token before, which lifts `loop-2` by {} and `loop-3` by {} (`smear + loop-2` and `smear + loop-3`)",
+        ("swaps", "smear + loop-2", "minus loop-2"),
+        ("swaps", "smear + loop-3", "minus loop-3"),
+    ),
+    ("results", "`loop-3` cannot be told from `deep-3` ({})", ("swaps", "loop-3", "minus deep-3")),
+    (
+        "results",
+        "`plt-2` and `smear + loop-2`, with half the parameters, cannot be told from twice the layers (`deep-2`: {} "
+        "and {})",
+        ("swaps", "plt-2", "minus deep-2"),
+        ("swaps", "smear + loop-2", "minus deep-2"),
+    ),
+    ("results", "`loop-2` alone is below `deep-2` by {}", ("swaps", "deep-2", "minus loop-2")),
+    ("results", "(`shared-2`) is no better than `smear` ({})", ("swaps", "shared-2", "minus smear")),
+    (
+        "results",
+        "at the last four steps `smear + loop-3` is right in {} and PLT-3 in {}, where chance is {}",
+        ("swaps", "smear + loop-3", "steps 16"),
+        ("swaps", "plt-3", "steps 16"),
+        1 / load("swaps").task.num_boxes,
+    ),
+    ("results", "gains {} on swaps (`shift-2` over `loop-2`)", ("swaps", "shift-2", "minus loop-2")),
+    (
+        "results",
+        "`shift-2` minus `loop-2` is {} on hops and {} on Mano",
+        ("hops", "shift-2", "minus loop-2"),
+        ("mano", "shift-2", "minus loop-2"),
+    ),
+    (
+        "results",
+        "with a gate that stays at {} there are {} more bits (`plt-2, window 8, plt_gate frozen` minus `plt-2, "
+        "window 8`)",
+        0.5,
+        ("window", "plt-2, window 8, plt_gate frozen", "minus plt-2, window 8"),
+    ),
+    (
+        "results",
+        "plain finds much without a loop ({} at 2, {} at 4)",
+        ("reach", "plain", "distance 2"),
+        ("reach", "plain", "distance 4"),
+    ),
+    ("results", "`plt-2, window 1` is below `plain` by {}", ("reach", "plain", "minus plt-2, window 1")),
+    ("results", "`plt-3` is above `smear` by {}", ("hops", "plt-3", "minus smear")),
+    ("results", "`loop-2` is below `smear` by {}", ("language", "smear", "minus loop-2")),
+    ("results", "`plt-3` is below `smear` by {}", ("language", "smear", "minus plt-3")),
+    (
+        "heal",
+        "`loop-healed` is a plain decoder run twice**: loop 0 alone reads {} where the whole reads {}",
+        ("healing", "loop-healed", "loop 0 alone"),
+        ("healing", "loop-healed", "loss"),
+    ),
+    (
+        "heal",
+        "(`loop`), loop 0 alone reads {} where the whole reads {}, though `loop` is only {} better than `plain`",
+        ("healing", "loop", "loop 0 alone"),
+        ("healing", "loop", "loss"),
+        ("healing", "plain", "minus loop"),
+    ),
+    (
+        "heal",
+        "`embeds-healed` needs its loops**: without one of these it reads {} to {} where the whole reads {} (the "
+        "longer run: {} to {}, and {})",
+        ("healing", "embeds-healed", "gates at 1, without the window"),
+        ("healing", "embeds-healed", "loop 0 alone"),
+        ("healing", "embeds-healed", "loss"),
+        ("healing", "embeds-healed-longer", "gates at 1, without the window"),
+        ("healing", "embeds-healed-longer", "loop 0 alone"),
+        ("healing", "embeds-healed-longer", "loss"),
+    ),
+    (
+        "heal",
+        "`embeds` needed them as much ({} with loop 0 alone), and was not shown to be better than `plain` ({})",
+        ("healing", "embeds", "loop 0 alone"),
+        ("healing", "embeds", "minus plain"),
+    ),
+    (
+        "heal",
+        "{} % above its source after a tenth of the source's steps, and {} % after three tenths",
+        ("healing", "embeds-healed", "% from its source"),
+        ("healing", "embeds-healed-longer", "% from its source"),
+    ),
+    (
+        "heal",
+        "(`plain`) has a lower mean than both, though `embeds-healed-longer` cannot be told from it ({})",
+        ("healing", "embeds-healed-longer", "minus plain"),
+    ),
+    (
+        "heal",
+        "A PLT from scratch** (`plt`) is better than the loops and the plain model at as many tokens (`plain` by {}), "
+        "and worse by {} than `plain-more-twice`",
+        ("healing", "plain", "minus plt"),
+        ("healing", "plt", "minus plain-more-twice"),
+    ),
+    # how the results were made
+    ("results", "Chance is {}.", 1 / load("swaps").task.num_boxes),
+    ("results", "chance is {}. A window of W", 1 / (load("reach").task.alphabet - 1)),  # no letter follows itself
+    ("results", "window {}, {} steps of {} sequences, rates", 8, load("swaps").steps, load("swaps").batch_size),
+    ("results", "a standard deviation of {}", load("hops").fields["initializer_range"]),
+    ("results", "AdamW (betas {} and {}, weight decay {}", 0.9, 0.98, 0.1),
+    ("results", "the embedding (RMS {})", load("scales").fields["initializer_range"]),
+    ("results", "LoopCoder-V2's is {}", 0.053),
+    ("heal", "sources of {}M parameters on the standard library of Python {}", 0.16, 3.11),
+    ("heal", "plus {} times that state", 0.05),
+    ("heal", "models above {}M parameters", 0.16),
+    ("heal", "the PLT starts {}e-9 nats", 1.7),  # no study's: of a command on the page
+)
+
+TASKS = ("language", "hops", "mano", "capo", "swaps")
+# page, what it claims, and the rows of which it is said: `same`, no difference is shown; `ahead`, the interval of the
+# first one's lead is above zero; `each seed`, it leads with each of them
+CLAIMS = (
+    ("results", "On language and hops `smear` has all of PLT-2's gain", "same", ("language", "smear", "plt-2")),
+    ("results", "On language and hops `smear` has all of PLT-2's gain", "same", ("hops", "smear", "plt-2")),
+    ("results", "on reach it has more than PLT-2 with a window of 8", "ahead", ("reach", "smear", "plt-2, window 8")),
+    ("results", "Mano, where its own gain is within its interval", "same", ("mano", "smear", "plain")),
+    ("results", "PLT-3 is above PLT-2 by", "ahead", ("swaps", "plt-3", "plt-2")),
+    ("results", "`loop-3` above `loop-2` by", "ahead", ("swaps", "loop-3", "loop-2")),
+    ("results", "`smear + loop-3` above `smear + loop-2`", "ahead", ("swaps", "smear + loop-3", "smear + loop-2")),
+    ("results", "ahead with each of the three seeds", "each seed", ("swaps", "smear + loop-3", "plt-3")),
+    ("results", "the interval still holds zero", "same", ("swaps", "smear + loop-3", "plt-3")),
+    ("results", "PLT-3 is above `deep-3`", "ahead", ("swaps", "plt-3", "deep-3")),
+    ("results", "and cannot be told from `loop-3`", "same", ("swaps", "plt-3", "loop-3")),
+    ("results", "`loop-3` cannot be told from `deep-3`", "same", ("swaps", "loop-3", "deep-3")),
+    ("results", "cannot be told from twice the layers (`deep-2`", "same", ("swaps", "plt-2", "deep-2")),
+    ("results", "cannot be told from twice the layers (`deep-2`", "same", ("swaps", "smear + loop-2", "deep-2")),
+    ("results", "`loop-2` alone is below `deep-2`", "ahead", ("swaps", "deep-2", "loop-2")),
+    ("results", "(`shared-2`) is no better than `smear`", "same", ("swaps", "shared-2", "smear")),
+    ("results", "on hops, where shared KV alone cannot be told from plain", "same", ("hops", "shared-2", "plain")),
+    *(
+        ("results", "`loop-2` and `shift-2` cannot be told from `plt-2` on any task but reach", "same", pair)
+        for pair in ((task, row, "plt-2") for task in TASKS for row in ("loop-2", "shift-2"))
+    ),
+    ("results", "The shift** gains", "ahead", ("swaps", "shift-2", "loop-2")),
+    ("results", "`shift-2` leaves more bits than `loop-2` with each", "each seed", ("capo", "loop-2", "shift-2")),
+    *(
+        ("results", "On language and swaps PLT-2 cannot be told from plain with twice the layers", "same", pair)
+        for pair in ((task, "plt-2", "deep-2") for task in ("language", "swaps"))
+    ),
+    *(
+        ("results", "on hops, Mano and capo it is below it", "ahead", pair)
+        for pair in ((task, "deep-2", "plt-2") for task in ("hops", "mano", "capo"))
+    ),
+    (
+        "results",
+        "A window of one token, with a gate, is worse than shared KV alone",
+        "ahead",
+        ("window", "shared-2", "plt-2, window 1"),
+    ),
+    (
+        "results",
+        "The gate's training** is not shown to be worth anything",
+        "same",
+        ("window", "plt-2, window 8", "plt-2, window 8, plt_gate frozen"),
+    ),
+    ("results", "`plt-2, window 1` is below `plain`", "ahead", ("reach", "plain", "plt-2, window 1")),
+    ("results", "`smear` cannot be told from PLT-2 here", "same", ("hops", "smear", "plt-2")),
+    ("results", "`plt-3` is above `smear`", "ahead", ("hops", "plt-3", "smear")),
+    (
+        "results",
+        "computes as much as PLT-2, on twice the text, and cannot be told from it",
+        "same",
+        ("language", "plain, 2 times the steps", "plt-2"),
+    ),
+    ("results", "`smear` cannot either", "same", ("language", "smear", "plt-2")),
+    ("results", "`loop-2` is below `smear`", "ahead", ("language", "loop-2", "smear")),
+    ("results", "`plt-3` is below `smear`", "ahead", ("language", "plt-3", "smear")),
+    ("heal", "was not shown to be better than `plain`", "same", ("healing", "embeds", "plain")),
+    (
+        "heal",
+        "`embeds-healed-longer` cannot be told from it",
+        "same",
+        ("healing", "embeds-healed-longer", "plain"),
+    ),
+    (
+        "heal",
+        "`loop-healed` ends below `loop-healed-by-text` with every seed",
+        "each seed",
+        ("healing", "loop-healed", "loop-healed-by-text"),
+    ),
+    (
+        "heal",
+        "is as good as training on with as many tokens (`plain-more`)",
+        "same",
+        ("healing", "plain-healed", "plain-more"),
+    ),
+    (
+        "heal",
+        "and worse than with as much computing (`plain-more-twice`)",
+        "ahead",
+        ("healing", "plain-more-twice", "plain-healed"),
+    ),
+    *(
+        ("heal", "(`plt`) is better than the loops and the plain model at as many tokens", "ahead", pair)
+        for pair in (("healing", "plt", row) for row in ("loop", "embeds", "plain"))
+    ),
+    ("heal", "than `plain-more-twice`, with as much computing", "ahead", ("healing", "plain-more-twice", "plt")),
+    *(
+        ("heal", "It cannot be told from `plain-more` and `plain-healed`", "same", pair)
+        for pair in (("healing", "plt", row) for row in ("plain-more", "plain-healed"))
+    ),
+)
+
+
+@cache
+def prose(page: str) -> list[str]:
+    """The sentences of each section, without code blocks and tables, in one line."""
+    texts = [re.sub(r"```.*?```", "", section, flags=re.DOTALL) for section in sections_of(page)]
+    lines = [[line for line in text.splitlines() if not line.startswith("|")] for text in texts]
+    return [" ".join(" ".join(each).split()) for each in lines]
+
+
+def places(page: str, sentence: str) -> list[tuple[int, re.Match[str]]]:
+    """Where a sentence stands, with what stands for each `{}`: the number of its section, and the match."""
+    pattern = re.escape(sentence).replace(r"\{\}", NUMBER)
+    return [(number, found) for number, text in enumerate(prose(page)) for found in re.finditer(pattern, text)]
+
+
+@cache
+def published(study: str) -> dict[tuple[str, str], str]:
+    """What stands in the table and among the differences of a study, by row and column."""
+    pairs = results_of(study, "differences.md").items()
+    return results_of(study) | {(row, f"minus {column}"): value for (row, column), value in pairs}
+
+
+@cache
+def scores(study: str) -> pd.DataFrame:
+    """A line per seed and a column per row, from the JSON files."""
+    if study == "healing":
+        files = [json.loads(file.read_text()) for file in (ROOT / "results" / study).glob("*_seed-*.json")]
+        lines = [{"seed": each["seed"], "cell": each["name"], "score": each["losses"][-1][1]} for each in files]
+        return scores_by_seed(pd.DataFrame(lines))
+    results = [result for result in Store(ROOT / "results" / study).results() if not result["is_tuning"]]
+    return scores_by_seed(overall(pd.DataFrame([p for r in results for p in points_of(r, load(study).metric)])))
+
+
+def names(row: str, sentence: str) -> bool:
+    """Whether a sentence names a row, and not only a longer name that has it inside."""
+    return re.search(rf"(?<![\w+-])(?<!\+ ){re.escape(row)}(?![\w-])", sentence.lower()) is not None
+
+
+@pytest.mark.parametrize("number", range(len(SENTENCES)))
+def test_a_number_of_a_sentence_is_that_of_the_results(number):
+    page, sentence, *sources = SENTENCES[number]
+    ((section, found),) = places(page, sentence)
+    for shown, source in zip(found.groups(), sources, strict=True):
+        full = str(source)
+        if isinstance(source, tuple):
+            study, row, column = source
+            full = published(study)[row, column]
+            assert study in prose(page)[section].lower(), f"{study} is not what the section is on"
+        if "±" in full:
+            assert names(row, sentence) and names(column.removeprefix("minus "), sentence), source
+        assert len(shown.split(" ± ")) == len(full.split(" ± ")), (shown, full)
+        assert all(map(is_rounded, shown.split(" ± "), full.split(" ± "))), f"{sentence}: {shown}, not {full}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fraction_in_a_sentence_is_one_of_these(page):
+    checked = {
+        (section, found.span(group))
+        for where, sentence, *_ in SENTENCES
+        for section, found in places(where, sentence)
+        for group in range(1, (found.lastindex or 0) + 1)
+        if where == page
+    }
+    for section, text in enumerate(prose(page)):
+        without_code = re.sub(r"`[^`]*`", lambda code: " " * len(code[0]), text)
+        for found in re.finditer(FRACTION, without_code):
+            assert (section, found.span()) in checked, text[max(found.start() - 60, 0) : found.end() + 20]
+
+
+def leads(study: str, first: str, second: str) -> pd.Series:
+    """By how much the first row is better than the second, by seed: in accuracy, or with fewer bits or less loss."""
+    better = 1 if study != "healing" and load(study).metric == "accuracy" else -1
+    return better * (scores(study)[first] - scores(study)[second]).dropna()
+
+
+def holds(relation: str, study: str, first: str, second: str) -> bool:
+    if relation == "each seed":
+        return bool(leads(study, first, second).gt(0).all())
+    mean, half = published(study)[first, f"minus {second}"].split(" ± ")
+    if relation == "same":
+        return abs(float(mean)) <= float(half)
+    return abs(float(mean)) > float(half) and leads(study, first, second).mean() > 0
+
+
+@pytest.mark.parametrize("number", range(len(CLAIMS)))
+def test_what_a_sentence_claims_of_two_rows_holds(number):
+    page, sentence, relation, pair = CLAIMS[number]
+    assert len(places(page, sentence)) == 1, sentence
+    assert holds(relation, *pair), (sentence, relation, pair)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_claim_that_rows_cannot_be_told_apart_is_one_of_these(page):
+    claimed = [
+        (section, found.span())
+        for where, sentence, relation, _ in CLAIMS
+        if (where, relation) == (page, "same")
+        for section, found in places(page, sentence)
+    ]
+    for section, text in enumerate(prose(page)):
+        for found in re.finditer("cannot be told from|cannot either|not shown to be|no better", text):
+            inside = [
+                start <= found.start() and found.end() <= end for place, (start, end) in claimed if place == section
+            ]
+            assert any(inside), text[max(found.start() - 60, 0) : found.end() + 40]
+
+
+def test_the_order_of_the_ablation_is_that_of_the_results():
+    group = r"[a-z][\w-]*(?: and [a-z][\w-]*)*"
+    found = re.findall(rf"({group}(?: < {group})+) on (\w+(?: and \w+)?)", " ".join(prose("results")))
+    assert [studies.lower().split(" and ") for _, studies in found] == [["language"], ["mano", "capo"], ["hops"]]
+    for order, studies in found:
+        groups = [rows.split(" and ") for rows in order.split(" < ")]
+        for worse, better in zip(groups, groups[1:], strict=False):
+            for study in studies.lower().split(" and "):
+                assert all(holds("ahead", study, more, less) for more in better for less in worse), (study, order)
