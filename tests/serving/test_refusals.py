@@ -32,10 +32,11 @@ def folder(tmp_path):
             {"speculative_config": DRAFTS},
             "rejected draft",
         ),
+        ({"disable_sliding_window": True}, r"derived max_model_len \(sliding_window=4"),
         ({"max_model_len": 1024}, "max_model_len"),
         ({"kv_cache_memory_bytes": 1 << 16}, "KV cache"),
     ],
-    ids=["pipeline parallel", "speculative decoding", "context", "memory"],
+    ids=["pipeline parallel", "speculative decoding", "no window", "context", "memory"],
 )
 def test_options(folder, options, message):
     with pytest.raises(Exception, match=message), engine(folder, **options):

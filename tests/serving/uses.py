@@ -92,11 +92,12 @@ class Uses:
                 self.names[name] = self.sources.type_of(found) or found
 
     def read_string(self, node: ast.Constant) -> None:
-        """An operator, a module that is started, or a variable of the environment."""
+        """An operator, a module or a name in one, or a variable of the environment."""
         if operator := re.fullmatch(r"vllm\.(\w+)\.default", node.value):
             self.note(node, self.operator(operator[1]), f"operator {operator[1]}")
         elif re.fullmatch(r"vllm(\.\w+)+", node.value) and not node.value.endswith("_plugins"):
-            self.note(node, self.sources.tree(node.value), f"module {node.value}")
+            found = self.sources.tree(node.value) or self.sources.find(*node.value.rsplit(".", 1))
+            self.note(node, found, f"module {node.value}")
         elif re.fullmatch(r"VLLM_[A-Z0-9_]+", node.value):
             self.note(node, node.value in strings(self.sources.tree("vllm.envs")), f"variable {node.value}")
 
