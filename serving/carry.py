@@ -12,6 +12,7 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 
 from .configs import ServedConfig
 
@@ -53,9 +54,8 @@ class CarrySlice(nn.Module, MambaBase):
 
     @property
     def metadata(self) -> Any:
-        """Of the step, or None while vLLM measures memory."""
-        every = get_forward_context().attn_metadata
-        return None if every is None else every[self.prefix]
+        """Of the step; None where it has no requests. Of such steps, one that tunes kernels has that of attention."""
+        return (get_forward_context().attn_metadata or {}).get(self.prefix)
 
 
 class Carry(nn.Module):
@@ -70,14 +70,10 @@ class Carry(nn.Module):
         )
 
     @property
-    def is_measured(self) -> bool:
-        """Whether there is no request, and vLLM measures memory or compiles."""
-        return self.slices[0].metadata is None
-
-    @property
     def is_decoding(self) -> bool:
-        """Whether each request in the step has one token, and a token before it."""
-        return not self.is_measured and self.slices[0].metadata.num_prefill_tokens == 0
+        """Whether there are requests, each with one token in the step, and a token before it."""
+        metadata = self.slices[0].metadata
+        return metadata is not None and metadata.num_prefill_tokens == 0
 
     def read(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """The carries at the first token of each request in the step, for embeddings `[T, D]`.
@@ -87,7 +83,7 @@ class Carry(nn.Module):
         """
         carried = inputs_embeds.new_zeros(self.num_states, *inputs_embeds.shape)
         starts = torch.zeros(len(inputs_embeds), 1, dtype=torch.bool, device=inputs_embeds.device)
-        if not self.is_measured:
+        if self.slices[0].metadata is not None:
             firsts = self.ends()[:-1]
             carried[:, firsts] = self.of_requests().transpose(0, 1)
             starts.index_fill_(0, firsts, True)
@@ -95,33 +91,41 @@ class Carry(nn.Module):
 
     def write(self, states: Tensor) -> None:
         """Keep what each request has at its last token, of the states `[L - 1, T, D]`."""
-        if not self.is_measured:
+        if self.slices[0].metadata is not None:
             self.keep(states[:, self.ends()[1:] - 1].transpose(0, 1))
 
     def of_requests(self) -> Tensor:
-        """Each request's carry `[n, L - 1, D]`, those that decode first; zeros where a request starts."""
+        """Each request's carry `[n, L - 1, D]`, those that decode first; zeros where one starts or fills a graph."""
+        metadata = self.slices[0].metadata
         parts = [each.kv_cache[0][slots_of(each.metadata), 0] for each in self.slices]
         states = torch.stack(parts, dim=1).unflatten(-1, (self.num_states, -1)).transpose(1, 2)
         states = states.flatten(2)[..., : self.hidden_size]
-        metadata = self.slices[0].metadata
+        without = slots_of(metadata) == NULL_BLOCK_ID
         if metadata.num_prefills:
-            states[metadata.num_decodes :].masked_fill_(~metadata.has_initial_states_p[:, None, None], 0)
-        return states
+            without[metadata.num_decodes :] |= ~metadata.has_initial_states_p
+        return states.masked_fill(without[:, None, None], 0)
 
     def keep(self, states: Tensor) -> None:
-        """Put each request's carry `[n, L - 1, D]` into the slices."""
+        """Put each request's carry `[n, L - 1, D]` into the slices.
+
+        Rows that fill a graph have the null block, whose values attention reads where it masks: so it stays finite.
+        """
         missing = self.slices[0].size // self.num_states * len(self.slices) - self.hidden_size
         states = nn.functional.pad(states, (0, missing)).unflatten(-1, (len(self.slices), -1)).transpose(1, 2)
         for each, part in zip(self.slices, states.flatten(2).unbind(1), strict=True):
-            each.kv_cache[0][slots_of(each.metadata), 0] = part
+            slots = slots_of(each.metadata)
+            each.kv_cache[0][slots, 0] = part.masked_fill((slots == NULL_BLOCK_ID)[:, None], 0)
 
     def ends(self) -> Tensor:
-        """Where each request's tokens begin and end in the step: `[n + 1]`."""
+        """Where each request's tokens begin and end in the step: `[n + 1]`.
+
+        Without a tensor of Python numbers, whose copy to the GPU waits for it, and cannot be a part of a graph.
+        """
         metadata = self.slices[0].metadata
-        decodes = torch.arange(metadata.num_decode_tokens, device=self.slices[0].kv_cache[0].device)
+        decodes = torch.arange(metadata.num_decode_tokens + 1, device=self.slices[0].kv_cache[0].device)
         if metadata.num_prefills == 0:
-            return torch.cat((decodes, decodes.new_tensor([metadata.num_decode_tokens])))
-        return torch.cat((decodes, metadata.num_decode_tokens + metadata.query_start_loc_p.long()))
+            return decodes
+        return torch.cat((decodes, metadata.num_decode_tokens + metadata.query_start_loc_p[1:].long()))
 
 
 def slots_of(metadata: Any) -> Tensor:

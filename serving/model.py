@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.activation import get_act_and_mul_fn
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
@@ -90,6 +91,7 @@ class PLTModel(nn.Module):
         with set_model_tag("in_turn"):  # vLLM's compiler keeps what it compiles by this name
             self.in_turn = InTurn(**loops)
         self.together = None
+        self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
         # LoRA finds the adapter of a row by its number, which is that of a token in the batch
         if config.one_pass and config.has_carry and vllm_config.lora_config is None:
             with set_model_tag("together"):
@@ -103,11 +105,19 @@ class PLTModel(nn.Module):
             states = self.together(inputs_embeds, positions, carried)
         else:
             states = self.in_turn(inputs_embeds, positions, carried, starts)
-            if self.together is not None and self.carry.is_measured:
-                self.together(inputs_embeds, positions, carried)  # for vLLM to see its memory, and to compile it
+            if self.together is not None and get_forward_context().attn_metadata is None:
+                self.measure_together(inputs_embeds, positions)
         if self.carry is not None:
             self.carry.write(states[:-1])
         return states[-1] if self.config.loop_norm else self.norm(states[-1])
+
+    def measure_together(self, inputs_embeds: Tensor, positions: Tensor) -> None:
+        """For vLLM, which measures memory by a step of many tokens and no request: the largest step that decodes.
+
+        The compiler sees it first, and takes a dimension of 1 for a constant: so there are two rows at least.
+        """
+        few = inputs_embeds[: max(2, self.max_num_seqs)]
+        self.together(few, positions[: len(few)], self.carry.read(few)[0])
 
     def mix(self, inputs_embeds: Tensor, previous: Tensor) -> Tensor:
         """What a later loop starts from: `a * E + b * H` (paper)."""

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from engines import BLOCK, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, save_tiny, served
+from recorded import NoHostData
 from vllm import SamplingParams
+from vllm.forward_context import set_forward_context
 
 from serving_plt.attention import PLTAttention
 from serving_plt.carry import Carry
-from serving_plt.model import PLTDecoderLayer
+from serving_plt.model import PLTDecoderLayer, PLTModel
 
-LOOPS = 3
+LOOPS, LAYERS = 3, 3
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,9 @@ def llm(shared_llm):
     return shared_llm
 
 
-def test_a_step_that_only_decodes_calls_each_layer_once(llm, monkeypatch):
-    """And one that prefills calls it once a loop."""
+@pytest.fixture
+def calls(monkeypatch):
+    """Of every layer: loops and rows."""
     calls, forward = [], PLTDecoderLayer.forward
 
     def counted(self, hidden_states, positions, loops):
@@ -44,10 +47,52 @@ def test_a_step_that_only_decodes_calls_each_layer_once(llm, monkeypatch):
         return forward(self, hidden_states, positions, loops)
 
     monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
+    return calls
+
+
+def test_a_step_that_only_decodes_calls_each_layer_once(llm, calls):
+    """And one that prefills calls it once a loop."""
     served(llm, random_prompts((5, 9, 7)), greedy(4))
-    layers = 3
-    assert calls[: LOOPS * layers] == [(1, 21)] * LOOPS * layers
-    assert calls[LOOPS * layers :] == [(LOOPS, LOOPS * 3)] * 3 * layers
+    assert calls[: LOOPS * LAYERS] == [(1, 21)] * LOOPS * LAYERS
+    assert calls[LOOPS * LAYERS :] == [(LOOPS, LOOPS * 3)] * 3 * LAYERS
+
+
+@pytest.mark.parametrize(
+    "tunes, most, rows", [(False, 16, 16), (False, 1, 2), (True, 16, 0)], ids=["measures", "of one request", "tunes"]
+)
+def test_a_step_without_requests_has_the_rows_of_real_ones(tunes, most, rows, llm, calls, monkeypatch):
+    """The step in which vLLM measures memory has the rows of the largest that decodes, too; one that tunes kernels has
+    metadata for attention, all tokens of it, and none for the carry.
+    """
+    settings, tokens = llm.llm_engine.vllm_config, 64
+    layers = settings.compilation_config.static_forward_context
+    metadata = {name: None for name in layers if not name.endswith(".carry")} if tunes else None
+
+    def run(model):
+        monkeypatch.setattr(model.model, "max_num_seqs", most)
+        with torch.inference_mode(), set_forward_context(metadata, settings, num_tokens=tokens, slot_mapping={}):
+            return model(torch.ones(tokens, dtype=torch.long), torch.arange(tokens))
+
+    (states,) = llm.apply_model(run)
+    assert states.shape == (tokens, 56)
+    assert calls[: LOOPS * LAYERS] == [(1, tokens)] * LOOPS * LAYERS
+    assert calls[LOOPS * LAYERS :] == ([(LOOPS, LOOPS * rows)] * LAYERS if rows else [])
+
+
+def test_a_step_makes_no_tensor_of_python_numbers(llm, model, monkeypatch):
+    """Of either way; which a GPU would wait for, and could not have in a graph."""
+    forward, operators = PLTModel.forward, set()
+
+    def watched(self, inputs_embeds, positions):
+        with NoHostData() as seen:
+            states = forward(self, inputs_embeds, positions)
+        operators.update(seen.names)
+        return states
+
+    monkeypatch.setattr(PLTModel, "forward", watched)
+    prompts = random_prompts((70, 5, 2))
+    assert served(llm, prompts) == generated(model, prompts)
+    assert {"vllm.unified_attention_with_output.default", "aten.index_put_.default"} <= operators
 
 
 def test_answers_after_a_cached_prefix_are_those_without(llm, model):

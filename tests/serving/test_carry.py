@@ -1,0 +1,122 @@
+"""The carry in steps that a CPU never has, of CUDA graphs and dummy runs, with metadata that vLLM's functions make."""
+
+import pytest
+import torch
+from engines import OPTIONS, save_tiny
+from recorded import Graph, NoHostData
+from vllm.config import CUDAGraphMode
+from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from serving_plt.carry import Carry
+
+PAGES, ROWS = 9, 4  # ROWS of the graph
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    save_tiny(folder, num_loops=3)
+    settings = EngineArgs(model=str(folder), **OPTIONS).create_engine_config()
+    settings.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY  # on a CPU it is NONE
+    return settings
+
+
+@pytest.fixture
+def carry(settings):
+    """With what requests left in every page but the null block, which is page 0."""
+    settings.compilation_config.static_forward_context.clear()
+    carry = Carry(settings.model_config.hf_config, settings, "model")
+    generator = torch.Generator().manual_seed(0)
+    for each in carry.slices:
+        each.kv_cache = (torch.randn(PAGES, 1, each.size, generator=generator),)
+        each.kv_cache[0][0] = 0
+    return carry
+
+
+@pytest.fixture
+def builder(carry, settings):
+    spec = carry.slices[0].get_kv_cache_spec(settings)
+    return carry.slices[0].get_attn_backend().get_builder_cls()(spec, [], settings, torch.device("cpu"))
+
+
+def common(lengths: list[int], seen: list[int], pages: list[int]) -> CommonAttentionMetadata:
+    """Of requests with new tokens, tokens before them, and a page each; a row that fills a graph has none of all."""
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    totals = (torch.tensor(lengths) + torch.tensor(seen)).int()
+    return CommonAttentionMetadata(
+        query_start_loc=ends,
+        query_start_loc_cpu=ends,
+        seq_lens=totals,
+        seq_lens_cpu_upper_bound=totals,
+        num_reqs=len(lengths),
+        num_actual_tokens=sum(lengths),
+        max_query_len=max(lengths),
+        max_seq_len=int(totals.max()),
+        block_table_tensor=torch.tensor(pages).int()[:, None].repeat(1, 8),
+        slot_mapping=torch.zeros(sum(lengths), dtype=torch.long),
+        is_prefilling=torch.tensor(lengths) > 1,
+    )
+
+
+def step_of(carry: Carry, metadata, settings):
+    every = {each.prefix: metadata for each in carry.slices}
+    return set_forward_context(every, settings, num_tokens=ROWS, slot_mapping={})
+
+
+def shift(carry: Carry, embeds: torch.Tensor) -> torch.Tensor:
+    """A step of a model whose loops add the embedding to what they carry."""
+    carried, _ = carry.read(embeds)
+    carry.write(carried + embeds)
+    return carried
+
+
+@pytest.mark.parametrize(
+    "lengths, seen", [([1, 1, 1], [5, 40, 7]), ([1, 1, 6, 2], [5, 40, 0, 9])], ids=["decode", "mixed"]
+)
+def test_a_step_makes_no_tensor_of_python_numbers(lengths, seen, carry, builder, settings):
+    metadata = builder.build(0, common(lengths, seen, [1, 2, 3, 4][: len(lengths)]))
+    assert metadata.num_decodes == lengths.count(1)
+    with step_of(carry, metadata, settings), NoHostData() as seen_operators:
+        shift(carry, torch.ones(sum(lengths), 56))
+    assert "aten.index_put_.default" in seen_operators.names
+
+
+@pytest.mark.parametrize("null_block", [0.0, float("nan")])
+def test_rows_that_fill_a_graph_read_and_leave_zeros(null_block, carry, builder, settings):
+    """The graph is captured as vLLM does, with requests that have no page, and replayed for two in pages 3 and 7."""
+    embeds, graph = torch.zeros(ROWS, 56), Graph()
+    captured = builder.build_for_cudagraph_capture(common([1] * ROWS, [0] * ROWS, [0] * ROWS))
+    with step_of(carry, captured, settings), graph:
+        carried = shift(carry, embeds)
+
+    before = [each.kv_cache[0].clone() for each in carry.slices]
+    for each in carry.slices:
+        each.kv_cache[0][0] = null_block
+    with step_of(carry, builder.build(0, common([1, 1], [5, 40], [3, 7])), settings):
+        expected = carry.read(torch.zeros(2, 56))[0]
+    builder.build(0, common([1, 1, 0, 0], [5, 40, 0, 0], [3, 7, 0, 0]))
+    embeds[:2], embeds[2:] = torch.randn(2, 56), float("nan")
+    graph.replay()
+
+    assert torch.equal(carried[:, :2], expected) and expected.abs().min() > 0
+    assert torch.equal(carried[:, 2:], torch.zeros(2, 2, 56))
+    with step_of(carry, builder.build(0, common([1, 1], [5, 40], [3, 7])), settings):
+        assert torch.equal(carry.read(torch.zeros(2, 56))[0], expected + embeds[:2])
+    for each, old in zip(carry.slices, before, strict=True):
+        assert torch.equal(each.kv_cache[0][0], torch.zeros(1, each.size))
+        others = [page for page in range(1, PAGES) if page not in (3, 7)]
+        assert torch.equal(each.kv_cache[0][others], old[others])
+
+
+def test_a_step_without_requests_reads_zeros_and_leaves_nothing(carry, settings):
+    """Of two kinds: one that measures has no metadata at all, one that tunes kernels has that of attention."""
+    before = [each.kv_cache[0].clone() for each in carry.slices]
+    for every in (None, {"model.layers.0.self_attn.attn": object()}):
+        with set_forward_context(every, settings, num_tokens=ROWS, slot_mapping={}):
+            assert not carry.is_decoding
+            carried, starts = carry.read(torch.ones(ROWS, 56))
+            carry.write(torch.ones(2, ROWS, 56))
+        assert not carried.any() and not starts.any()
+    assert all(torch.equal(each.kv_cache[0], old) for each, old in zip(carry.slices, before, strict=True))
