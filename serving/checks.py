@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin refuses, before anything is loaded."""
+"""What the plugin refuses, and what it sets of vLLM's settings, before anything is loaded."""
 
 from typing import TYPE_CHECKING
 
 import vllm
 from packaging.version import Version
+from vllm.config import CUDAGraphMode
+from vllm.config.vllm import OptimizationLevel
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
@@ -33,17 +35,33 @@ def check_version() -> None:
         )
 
 
+GRAPHS = (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+
+
+def check_graphs(mode: CUDAGraphMode | None) -> None:
+    """ValueError if parts of a step would be replayed as CUDA graphs, or a whole one with a prefill in it.
+
+    A graph reads its inputs where they were when it was captured, and those of a part are new tensors in each step.
+    """
+    if mode is not None and mode not in GRAPHS:
+        names = " or ".join(each.name for each in GRAPHS)
+        raise ValueError(
+            f"A PLT has CUDA graphs of whole decode steps: `cudagraph_mode` must be {names}, got {mode.name}."
+        )
+
+
 class Checks(VerifyAndUpdateConfig):
-    """What vLLM calls once it has read everything that the user set."""
+    """What vLLM calls once it has read everything that the user set, and before it sets the rest."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        """Refuse what the model cannot do, and keep the window of later loops from loop 0.
+        """Refuse what the model cannot do, and set what vLLM would set otherwise.
 
         Raises:
             ValueError: with one sentence that says what was asked and what can be.
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
+        compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(
                 "A PLT cannot be split by layers, because every loop runs through all of them: "
@@ -55,5 +73,19 @@ class Checks(VerifyAndUpdateConfig):
                 "Speculative decoding is not supported for a PLT: a rejected draft would leave its state in the "
                 "carry. Start without `speculative_config`."
             )
+        if vllm_config.cache_config.kv_sharing_fast_prefill:
+            raise ValueError(
+                "A PLT's later loops need all tokens of a prompt: `kv_sharing_fast_prefill` must be False, got True."
+            )
+        check_graphs(compilation.cudagraph_mode)
+        if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
+            compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+        if config.num_loops > 1:
+            # vLLM turns this fusion on by the tokens of a step, and its buffer is too small for the rows of all loops
+            if compilation.pass_config.fuse_allreduce_rms:
+                raise ValueError(
+                    "A PLT's pass has more rows than tokens: `fuse_allreduce_rms` must be False, got True."
+                )
+            compilation.pass_config.fuse_allreduce_rms = False
         # `sliding_window` of a PLT is that of its later loops, and not of the model
         vllm_config.cache_config.sliding_window = None

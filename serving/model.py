@@ -22,6 +22,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 
 from .attention import PLTAttention
 from .carry import Carry, slice_size
+from .checks import check_graphs
 from .configs import ServedConfig
 from .loops import InTurn, Together
 from .weights import GATE, PUBLISHED_GATE, checked
@@ -148,6 +149,8 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
+        # again: vLLM may have chosen another mode since, as it does for some connectors of KV caches
+        check_graphs(vllm_config.compilation_config.cudagraph_mode)
         self.config = config = vllm_config.model_config.hf_config
         self.quant_config = vllm_config.quant_config
         self.model = PLTModel(config, vllm_config, maybe_prefix(prefix, "model"))

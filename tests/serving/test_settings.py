@@ -1,0 +1,108 @@
+"""What the plugin makes of vLLM's settings where there are CUDA graphs: a made-up platform, and vLLM's functions."""
+
+import pytest
+from engines import OPTIONS, save_tiny
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.config.vllm import OPTIMIZATION_LEVEL_02
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+
+from serving_plt.model import PLTForCausalLM
+
+MODELS = {
+    "plt": {"num_loops": 3},
+    "vanilla loop": {"num_loops": 2, "loop_shift": False, "loop_attention": "own"},
+    "plain": {"num_loops": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp("served") for name in MODELS}
+    for name, folder in folders.items():
+        save_tiny(folder, **MODELS[name])
+    return folders
+
+
+@pytest.fixture
+def with_graphs(monkeypatch):
+    """A platform that has graphs, and leaves vLLM its compiler, of which a CPU takes another mode."""
+    platform = type(current_platform)
+    check = platform.check_and_update_config
+
+    def keep_mode(_, settings):
+        mode = settings.compilation_config.mode
+        check(settings)
+        settings.compilation_config.mode = mode
+
+    monkeypatch.setattr(platform, "support_static_graph_mode", lambda _: True)
+    monkeypatch.setattr(platform, "check_and_update_config", keep_mode)
+
+
+def settings_of(folder, graphs: str | None = None, **options) -> VllmConfig:
+    given = {} if graphs is None else {"compilation_config": {"cudagraph_mode": graphs}}
+    return EngineArgs(model=str(folder), **OPTIONS | {"enforce_eager": False} | given | options).create_engine_config()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, CUDAGraphMode.FULL_DECODE_ONLY),
+        ({"optimization_level": 0}, CUDAGraphMode.NONE),
+        ({"optimization_level": 1}, CUDAGraphMode.FULL_DECODE_ONLY),
+        ({"optimization_level": 3}, CUDAGraphMode.FULL_DECODE_ONLY),
+        ({"enforce_eager": True}, CUDAGraphMode.NONE),
+        ({"graphs": "NONE"}, CUDAGraphMode.NONE),
+        ({"graphs": "FULL_DECODE_ONLY"}, CUDAGraphMode.FULL_DECODE_ONLY),
+    ],
+    ids=lambda value: None if isinstance(value, CUDAGraphMode) else " ".join(map(str, value)) or "default",
+)
+def test_graphs_are_of_whole_decode_steps(model, options, mode, folders, with_graphs):
+    compilation = settings_of(folders[model], **options).compilation_config
+    assert compilation.cudagraph_mode == mode
+    compiled = options.get("optimization_level") != 0 and "enforce_eager" not in options
+    assert compilation.mode == (CompilationMode.VLLM_COMPILE if compiled else CompilationMode.NONE)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("graphs", ["PIECEWISE", "FULL", "FULL_AND_PIECEWISE"])
+def test_other_graphs_are_refused(model, graphs, folders):
+    with pytest.raises(ValueError, match=f"`cudagraph_mode` must be NONE or FULL_DECODE_ONLY, got {graphs}"):
+        settings_of(folders[model], graphs)
+
+
+def test_other_graphs_are_refused_where_vllm_chooses_them_later(folders):
+    """As it does for some connectors of KV caches, after it has asked the plugin."""
+    settings = settings_of(folders["plt"])
+    settings.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    with pytest.raises(ValueError, match="must be NONE or FULL_DECODE_ONLY, got PIECEWISE"):
+        PLTForCausalLM(vllm_config=settings)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_cpu_has_no_graphs(model, folders):
+    assert settings_of(folders[model]).compilation_config.cudagraph_mode == CUDAGraphMode.NONE
+
+
+@pytest.mark.parametrize("model, fused", [("plt", False), ("vanilla loop", False), ("plain", True)])
+def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fused, folders, with_graphs, monkeypatch):
+    """Where vLLM fuses them by default: on some GPUs, with tensor parallelism."""
+    monkeypatch.setitem(OPTIMIZATION_LEVEL_02["compilation_config"]["pass_config"], "fuse_allreduce_rms", True)
+    assert settings_of(folders[model]).compilation_config.pass_config.fuse_allreduce_rms is fused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kv_sharing_fast_prefill": True}, "`kv_sharing_fast_prefill` must be False, got True"),
+        (
+            {"compilation_config": {"pass_config": {"fuse_allreduce_rms": True}}},
+            "`fuse_allreduce_rms` must be False, got True",
+        ),
+    ],
+    ids=["fast prefill", "fused all-reduce"],
+)
+def test_what_would_answer_wrong_is_refused(options, message, folders):
+    with pytest.raises(ValueError, match=message):
+        settings_of(folders["plt"], **options)
