@@ -13,8 +13,10 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.utils import set_weight_attrs
+from vllm.utils.torch_utils import _encode_layer_name
 
 from .configs import ServedConfig
+from .loops import goes_together
 
 
 class Gate(nn.Module):
@@ -95,12 +97,12 @@ class PLTAttention(nn.Module):
 
         self.attn = attend("attn")
         later = range(1, config.num_loops)
-        self.shared_attn = self.all_shared_attn = self.own_attn = None
+        self.shared_attn = self.together_attn = self.own_attn = None
         if later and config.own_window is not None:
-            # later loops see loop 0's keys: one after another, or all at once as further heads of each KV head
-            self.shared_attn = self.all_shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
-            if len(later) > 1:
-                self.all_shared_attn = attend("all_shared_attn", loops=len(later), shares=f"{prefix}.attn")
+            # later loops see loop 0's keys: one after another, or with loop 0 as further heads of each KV head
+            self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
+            if goes_together(config, vllm_config):
+                self.together_attn = attend("together_attn", loops=config.num_loops, shares=f"{prefix}.attn")
         if later and config.own_window != 0:
             # and a window of their own, or, in a vanilla loop, all of their own
             self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=config.own_window) for loop in later)
@@ -111,16 +113,15 @@ class PLTAttention(nn.Module):
         The rows of a loop are together. R is 1, or L where every request has one token.
         """
         query, key, value = self.project(hidden_states, positions)
-        num_tokens = query.shape[0] // len(loops)
-        outputs = []
-        if loops.start == 0:
-            outputs.append(self.attn(query[:num_tokens], key[:num_tokens], value[:num_tokens]))
-        first = max(loops.start, 1)
-        if first < loops.stop:
-            rows = slice((first - loops.start) * num_tokens, None)
-            later = (query[rows], key[rows], value[rows])
-            outputs.append(self.attend_later(*later, layer_input[rows], range(first, loops.stop)))
-        return self.o_proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])[0]
+        output = self.attend_shared(query, key, value, loops)
+        if loops.stop > 1 and self.own_attn is not None:
+            first = query.shape[0] // len(loops) if loops.start == 0 else 0  # rows of loop 0, which has no window
+            later = range(max(loops.start, 1), loops.stop)
+            own = self.attend_own(query[first:], key[first:], value[first:], later)
+            if self.plt_gate is not None:
+                own = self.mix(output[first:], own, query[first:], layer_input[first:])
+            output = torch.cat((output[:first], own)) if first else own
+        return self.o_proj(output)[0]
 
     def project(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query `[rows, H * Dh]`, rotated key and value `[rows, Hkv * Dh]`."""
@@ -133,25 +134,44 @@ class PLTAttention(nn.Module):
             key = self.k_norm(key.view(-1, self.head_dim)).view_as(key)
         return *self.rotary_emb(positions, query, key), value
 
-    def attend_later(self, query: Tensor, key: Tensor, value: Tensor, layer_input: Tensor, loops: range) -> Tensor:
-        """Some later loops, `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
-        shared = None if self.shared_attn is None else self.attend_shared(query, len(loops))
-        if self.own_attn is None:
-            return shared
+    def attend_shared(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor | None:
+        """Loop 0, and the loops that see its keys, on these keys: `[R * T, H * Dh]`; None if there is no such loop."""
+        if loops.start > 0:
+            return None if self.shared_attn is None else self.shared_attn(query, None, None)
+        num_tokens = query.shape[0] // len(loops)
+        if len(loops) == 1 or self.together_attn is None:
+            return self.attn(query[:num_tokens], key[:num_tokens], value[:num_tokens])
+        return self.attend_together(query, key[:num_tokens], value[:num_tokens], len(loops))
+
+    def attend_together(self, query: Tensor, key: Tensor, value: Tensor, num_loops: int) -> Tensor:
+        """Queries of all loops `[L * T, H * Dh]` on loop 0's keys, new ones of `[T, Hkv * Dh]` -> `[L * T, H * Dh]`.
+
+        Keys are written once and read once. What the write returns goes to the read: a compiler keeps that order.
+        """
+        kv_heads, attention = (-1, self.num_kv_heads, self.head_dim), self.together_attn
+        written = torch.ops.vllm.unified_kv_cache_update(
+            key.view(kv_heads), value.view(kv_heads), _encode_layer_name(self.attn.layer_name)
+        )
+        by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
+        query = by_loop.permute(1, 2, 0, 3, 4).reshape(-1, attention.num_heads, self.head_dim)
+        output = torch.empty_like(query)
+        if attention.query_quant is not None and attention.impl.supports_quant_query_input:
+            query = attention.query_quant(query.flatten(1), attention._q_scale)[0].view_as(query)
+        torch.ops.vllm.unified_attention_with_output(
+            query, None, None, output, _encode_layer_name(attention.layer_name), kv_cache_dummy_dep=written
+        )
+        output = output.view(-1, self.num_kv_heads, num_loops, *by_loop.shape[3:])
+        return output.permute(2, 0, 1, 3, 4).flatten(2).flatten(0, 1)
+
+    def attend_own(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor:
+        """Some later loops, each on its own keys: `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
         parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
-        own = torch.cat([self.own_attn[loop - 1](*part) for loop, *part in parts])
-        if self.plt_gate is None:
-            return own
+        outputs = [self.own_attn[loop - 1](*part) for loop, *part in parts]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def mix(self, shared: Tensor, own: Tensor, query: Tensor, layer_input: Tensor) -> Tensor:
+        """`g * shared + (1 - g) * own` (paper), of rows of later loops, `[rows, H * Dh]`."""
         heads = (-1, self.num_heads, self.head_dim)
         gate = self.plt_gate(layer_input, query.view(heads))
         mixed = gate.to(own.dtype) * shared.view(heads) + (1 - gate).to(own.dtype) * own.view(heads)
         return mixed.flatten(1)
-
-    def attend_shared(self, query: Tensor, num_loops: int) -> Tensor:
-        """Later loops on loop 0's keys, which are read once: `[R * T, H * Dh]` -> the same."""
-        if num_loops == 1:
-            return self.shared_attn(query, None, None)
-        by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
-        output = self.all_shared_attn(by_loop.permute(1, 2, 0, 3, 4).flatten(1), None, None)
-        output = output.view(-1, self.num_kv_heads, num_loops, *by_loop.shape[3:])
-        return output.permute(2, 0, 1, 3, 4).flatten(2).flatten(0, 1)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 
+from .configs import ServedConfig
+
 ROWS = {"inputs_embeds": 0, "positions": 0, "carried": 1}  # dimensions of T
+
+
+def goes_together(config: ServedConfig, vllm_config: VllmConfig) -> bool:
+    """Whether steps that decode take all loops at once; LoRA finds the adapter of a row by its place in the step."""
+    return config.one_pass and config.has_carry and vllm_config.lora_config is None
 
 
 class Loops(nn.Module):

@@ -24,7 +24,7 @@ from .attention import PLTAttention
 from .carry import Carry, slice_size
 from .checks import check_graphs
 from .configs import ServedConfig
-from .loops import InTurn, Together
+from .loops import InTurn, Together, goes_together
 from .weights import GATE, PUBLISHED_GATE, checked
 
 
@@ -93,8 +93,7 @@ class PLTModel(nn.Module):
             self.in_turn = InTurn(**loops)
         self.together = None
         self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
-        # LoRA finds the adapter of a row by its number, which is that of a token in the batch
-        if config.one_pass and config.has_carry and vllm_config.lora_config is None:
+        if goes_together(config, vllm_config):
             with set_model_tag("together"):
                 self.together = Together(**loops)
 

@@ -1,8 +1,12 @@
 """With vLLM's compiler, which is off elsewhere in these tests: each of the two ways through the loops is one graph."""
 
 import pytest
+import torch
 from engines import engine, generated, random_prompts, save_tiny, served
-from vllm.config import CompilationMode
+from torch._dynamo.backends.common import aot_autograd
+from vllm.config import CompilationConfig, CompilationMode
+
+LAYERS = 3
 
 
 def check_compiled(folder, **fields) -> tuple[list[bool], list[bool]]:
@@ -34,5 +38,36 @@ def test_both_ways_are_compiled_before_the_first_request(tmp_path):
 )
 def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is, from the first request on
+    graphs = []
+
+    def record(graph, inputs):
+        graphs.append(graph.graph)
+        return graph.forward
+
+    # with inductor's first steps, after which what an operator writes to is an edge of the graph
+    backend = aot_autograd(fw_compiler=record, inference_compiler=record)
+    monkeypatch.setattr(CompilationConfig, "init_backend", lambda *_, **__: backend)
     _, ended = check_compiled(tmp_path, **fields)
     assert ended == [True] * ways
+    assert len(graphs) == ways
+    for graph in graphs:
+        check_that_writes_come_first(graph, fields["num_loops"])
+
+
+def check_that_writes_come_first(graph: torch.fx.Graph, num_loops: int) -> None:
+    """Where a compiler may order anew: all of loop 0 before each read that has no write of its own."""
+    writes = {node for node in graph.nodes if "unified_kv_cache_update" in str(node.target)}
+    reads = [node for node in graph.nodes if "unified_attention_with_output" in str((node.target, node.args))]
+    assert len(writes) == LAYERS * num_loops
+    for read in reads:
+        handed = read.kwargs["kv_cache_dummy_dep"]
+        assert handed in writes or len(writes & ancestors_of(read)) >= LAYERS, read.format_node()
+
+
+def ancestors_of(node: torch.fx.Node) -> set[torch.fx.Node]:
+    found, waiting = set(), [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found

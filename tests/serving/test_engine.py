@@ -142,16 +142,15 @@ def of_the_neighbour(self: Carry) -> torch.Tensor:
     return of_requests(self).roll(1, dims=0)
 
 
-def own_instead(self: PLTAttention, query, key, value, layer_input, loops):
-    parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
-    return torch.cat([self.own_attn[loop - 1](*part) for loop, *part in parts])
+def own_instead(self: PLTAttention, shared, own, query, layer_input):
+    return own
 
 
 of_requests = Carry.of_requests
 MISTAKES = {
     "a carry of zeros": (Carry, "of_requests", zeroed),
     "the neighbour's carry": (Carry, "of_requests", of_the_neighbour),
-    "its own window instead of the shared KV": (PLTAttention, "attend_later", own_instead),
+    "its own window instead of the shared KV": (PLTAttention, "mix", own_instead),
 }
 
 
