@@ -18,6 +18,8 @@ from vllm.utils.torch_utils import _encode_layer_name
 from .configs import ServedConfig
 from .loops import goes_together
 
+SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")  # of quantized keys and values, as checkpoints name them
+
 
 class Gate(nn.Module):
     """Weight of the shared-KV attention in (0, 1), for each head and token; never quantized."""
@@ -106,6 +108,15 @@ class PLTAttention(nn.Module):
         if later and config.own_window != 0:
             # and a window of their own, or, in a vanilla loop, all of their own
             self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=config.own_window) for loop in later)
+        self.share_scales()
+
+    def share_scales(self) -> None:
+        """Let every loop quantize keys and values by the scales that a checkpoint has for `attn`, if it has any."""
+        others = (each for each in self.modules() if isinstance(each, Attention) and each is not self.attn)
+        for other in others:
+            for name in SCALES:
+                if hasattr(self.attn, name):
+                    setattr(other, name, getattr(self.attn, name))
 
     def forward(self, hidden_states: Tensor, layer_input: Tensor, positions: Tensor, loops: range) -> Tensor:
         """Attend in one pass: normed and un-normed layer input `[R * T, D]`, positions `[R * T]` -> `[R * T, D]`.

@@ -196,8 +196,8 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
         """Load a saved PLT's tensors as they come.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape than the config says.
+            ValueError: a tensor is missing, unknown, or of another shape than the config says, which of a quantized
+                projection vLLM knows.
         """
-        if self.quant_config is None:
-            weights = checked(weights, self.config)
+        weights = checked(weights, self.config, quantized=self.quant_config is not None)
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

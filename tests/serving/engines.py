@@ -3,11 +3,15 @@
 import contextlib
 import gc
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tiny import tiny_model
 from vllm import LLM, SamplingParams, TokensPrompt
-from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.config import set_current_vllm_config
+from vllm.distributed import cleanup_dist_env_and_memory, init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model
 
 from modeling_plt import PLTForCausalLM
 
@@ -47,6 +51,23 @@ def engine(folder: Path, **options):
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+@contextlib.contextmanager
+def loaded(folder: Path, **options):
+    """The model alone, as vLLM's loader makes it, without an engine."""
+    settings = EngineArgs(model=str(folder), **OPTIONS | options).create_engine_config()
+    try:
+        with set_current_vllm_config(settings):
+            store = (folder / "processes").as_uri()
+            init_distributed_environment(1, 0, distributed_init_method=store, local_rank=0, backend="gloo")
+            initialize_model_parallel(1)
+            with mock.patch.object(torch.accelerator, "empty_cache"):  # as vLLM does on a CPU, in its runner
+                model = get_model(vllm_config=settings)
+            yield model
+    finally:
+        cleanup_dist_env_and_memory()
+        (folder / "processes").unlink(missing_ok=True)
 
 
 def random_prompts(lengths=LENGTHS, seed: int = 3) -> list[list[int]]:

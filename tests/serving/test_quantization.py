@@ -1,10 +1,14 @@
 """A quantization method of vLLM is asked for every projection, and never for the gate, a norm or a scale."""
 
+import pytest
 import torch
-from engines import engine, random_prompts, save_tiny, served
+from engines import engine, loaded, random_prompts, save_tiny, served
+from safetensors.torch import load_file, save_file
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 
 ASKED = {}
@@ -33,6 +37,8 @@ class Recording(QuantizationConfig):
         return cls()
 
     def get_quant_method(self, layer, prefix):
+        if isinstance(layer, Attention):
+            return BaseKVCacheMethod(self)
         ASKED[prefix] = layer
         if isinstance(layer, VocabParallelEmbedding):
             return UnquantizedEmbeddingMethod()
@@ -57,3 +63,48 @@ def test_every_projection_is_asked_for_and_the_gate_is_not(tmp_path):
         "post_attention_layernorm",
         "norm",
     }
+
+
+def rewrite(folder, without: str | None = None, **more: torch.Tensor) -> None:
+    """The checkpoint without a tensor, and with others."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(without, None)
+    save_file(tensors | more, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_all_loops_have_the_scales_of_keys_and_values_that_the_checkpoint_has(tmp_path):
+    """Those that read loop 0's keys from the cache, where they are quantized; those of the windows, too."""
+    save_tiny(tmp_path, num_loops=3)
+    scales = {f"model.layers.{layer}.self_attn": (0.25 + layer, 0.5 + layer, 2.0 + layer) for layer in range(3)}
+    rewrite(
+        tmp_path,
+        **{
+            f"{prefix}.{name}_proj.{name}_scale": torch.tensor(scale)
+            for prefix, row in scales.items()
+            for name, scale in zip("kv", row[:2], strict=True)
+        },
+        **{f"{prefix}.q_scale": torch.tensor(row[2]) for prefix, row in scales.items()},
+    )
+    with loaded(tmp_path, quantization="plt_recording", kv_cache_dtype="fp8") as model:
+        found = {name: each for name, each in model.named_modules() if isinstance(each, Attention)}
+    assert len(found) == 3 * len(("attn", "shared_attn", "together_attn", "own_attn_1", "own_attn_2"))
+    for name, each in found.items():
+        key, value, query = scales[".".join(name.split(".")[:4])]
+        assert (each._k_scale_float, each._v_scale_float, each._q_scale_float) == (key, value, query), name
+        assert (each._k_scale, each._v_scale, each._q_scale) == (key, value, query), name
+        assert (each._k_scale_cpu, each._v_scale_cpu) == (key, value), name
+
+
+@pytest.mark.parametrize(
+    ("without", "more", "message"),
+    [
+        ("model.layers.1.input_layernorm.weight", {}, "lacks model.layers.1.input_layernorm.weight"),
+        (None, {"model.norm.weight": torch.ones(5)}, r"must be of shape \[56\] by its config, got \[5\]"),
+    ],
+    ids=["missing", "another shape"],
+)
+def test_what_is_not_quantized_is_checked(without, more, message, tmp_path):
+    save_tiny(tmp_path)
+    rewrite(tmp_path, without, **more)
+    with pytest.raises(ValueError, match=message), loaded(tmp_path, quantization="plt_recording"):
+        pass
