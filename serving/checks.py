@@ -35,18 +35,26 @@ def check_version() -> None:
         )
 
 
-GRAPHS = (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+def graphs_of(vllm_config: "VllmConfig") -> tuple[CUDAGraphMode, ...]:
+    """The modes of CUDA graphs in which a PLT is right; the last is the best.
 
-
-def check_graphs(mode: CUDAGraphMode | None) -> None:
-    """ValueError if parts of a step would be replayed as CUDA graphs, or a whole one with a prefill in it.
-
-    A graph reads its inputs where they were when it was captured, and those of a part are new tensors in each step.
+    A graph reads its inputs where they were when it was captured, and those of a part of a step are new tensors each
+    time: so graphs are of whole steps that decode. vLLM's V1 runner replays these for a prompt of one token, too, with
+    the metadata of an earlier step, by which it would read a carry that is not its own.
     """
-    if mode is not None and mode not in GRAPHS:
-        names = " or ".join(each.name for each in GRAPHS)
+    if vllm_config.use_v2_model_runner or not vllm_config.model_config.hf_config.has_carry:
+        return CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY
+    return (CUDAGraphMode.NONE,)
+
+
+def check_graphs(vllm_config: "VllmConfig") -> None:
+    """ValueError if the mode of CUDA graphs is set, and is none of `graphs_of`."""
+    mode, right = vllm_config.compilation_config.cudagraph_mode, graphs_of(vllm_config)
+    if mode is not None and mode not in right:
+        names = " or ".join(each.name for each in right)
         raise ValueError(
-            f"A PLT has CUDA graphs of whole decode steps: `cudagraph_mode` must be {names}, got {mode.name}."
+            "A PLT has CUDA graphs of whole decode steps, and none with a carry in vLLM's V1 runner: "
+            f"`cudagraph_mode` must be {names}, got {mode.name}."
         )
 
 
@@ -77,9 +85,9 @@ class Checks(VerifyAndUpdateConfig):
             raise ValueError(
                 "A PLT's later loops need all tokens of a prompt: `kv_sharing_fast_prefill` must be False, got True."
             )
-        check_graphs(compilation.cudagraph_mode)
+        check_graphs(vllm_config)
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
-            compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+            compilation.cudagraph_mode = graphs_of(vllm_config)[-1]
         if config.num_loops > 1:
             # vLLM turns this fusion on by the tokens of a step, and its buffer is too small for the rows of all loops
             if compilation.pass_config.fuse_allreduce_rms:

@@ -149,7 +149,7 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         # again: vLLM may have chosen another mode since, as it does for some connectors of KV caches
-        check_graphs(vllm_config.compilation_config.cudagraph_mode)
+        check_graphs(vllm_config)
         self.config = config = vllm_config.model_config.hf_config
         self.quant_config = vllm_config.quant_config
         self.model = PLTModel(config, vllm_config, maybe_prefix(prefix, "model"))

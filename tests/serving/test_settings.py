@@ -1,11 +1,13 @@
 """What the plugin makes of vLLM's settings where there are CUDA graphs: a made-up platform, and vLLM's functions."""
 
 import pytest
+import vllm.config.vllm
 from engines import OPTIONS, save_tiny
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.config.vllm import OPTIMIZATION_LEVEL_02
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving_plt.model import PLTForCausalLM
 
@@ -22,6 +24,12 @@ def folders(tmp_path_factory):
     for name, folder in folders.items():
         save_tiny(folder, **MODELS[name])
     return folders
+
+
+@pytest.fixture
+def with_v2(monkeypatch):
+    """With Triton vLLM has its V2 runner, as on a GPU."""
+    monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", True)
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def settings_of(folder, graphs: str | None = None, **options) -> VllmConfig:
     ],
     ids=lambda value: None if isinstance(value, CUDAGraphMode) else " ".join(map(str, value)) or "default",
 )
-def test_graphs_are_of_whole_decode_steps(model, options, mode, folders, with_graphs):
+def test_graphs_are_of_whole_decode_steps(model, options, mode, folders, with_graphs, with_v2):
     compilation = settings_of(folders[model], **options).compilation_config
     assert compilation.cudagraph_mode == mode
     compiled = options.get("optimization_level") != 0 and "enforce_eager" not in options
@@ -67,12 +75,24 @@ def test_graphs_are_of_whole_decode_steps(model, options, mode, folders, with_gr
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("graphs", ["PIECEWISE", "FULL", "FULL_AND_PIECEWISE"])
-def test_other_graphs_are_refused(model, graphs, folders):
+def test_other_graphs_are_refused(model, graphs, folders, with_v2):
     with pytest.raises(ValueError, match=f"`cudagraph_mode` must be NONE or FULL_DECODE_ONLY, got {graphs}"):
         settings_of(folders[model], graphs)
 
 
-def test_other_graphs_are_refused_where_vllm_chooses_them_later(folders):
+@pytest.mark.parametrize("model", MODELS)
+def test_vllms_v1_runner_has_no_graphs_of_a_carry(model, folders, with_graphs):
+    """It replays a graph of decoding where each request has one token, a prompt of one token included."""
+    assert GPUModelRunner._is_uniform_decode(1, 1, num_tokens=2, num_reqs=2)
+    if model == "plt":
+        assert settings_of(folders[model]).compilation_config.cudagraph_mode == CUDAGraphMode.NONE
+        with pytest.raises(ValueError, match="`cudagraph_mode` must be NONE, got FULL_DECODE_ONLY"):
+            settings_of(folders[model], "FULL_DECODE_ONLY")
+    else:
+        assert settings_of(folders[model]).compilation_config.cudagraph_mode == CUDAGraphMode.FULL_DECODE_ONLY
+
+
+def test_other_graphs_are_refused_where_vllm_chooses_them_later(folders, with_v2):
     """As it does for some connectors of KV caches, after it has asked the plugin."""
     settings = settings_of(folders["plt"])
     settings.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
