@@ -2,7 +2,7 @@
 
 import pytest
 import vllm.config.vllm
-from engines import OPTIONS, save_tiny
+from engines import OPTIONS, loaded, save_tiny
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.config.vllm import OPTIMIZATION_LEVEL_02
 from vllm.engine.arg_utils import EngineArgs
@@ -126,3 +126,11 @@ def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fus
 def test_what_would_answer_wrong_is_refused(options, message, folders):
     with pytest.raises(ValueError, match=message):
         settings_of(folders["plt"], **options)
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_attention_of_all_loops_is_made_where_they_are_in_one_pass(one_pass, tmp_path):
+    save_tiny(tmp_path, num_loops=2, one_pass=one_pass)
+    with loaded(tmp_path) as model:
+        assert {layer.self_attn.together_attn is not None for layer in model.model.layers} == {one_pass}
+        assert (model.model.together is not None) == one_pass
