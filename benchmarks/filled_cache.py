@@ -36,6 +36,7 @@ def fill(
     shape = (batch_size, 1, config.hidden_size)
     states = [torch.randn(shape, device=device, dtype=dtype) for _ in range(config.num_loops)]
     cache.carry.write(states, torch.full((batch_size, 1), context - 1, device=device), pads=None, num_pads=None)
+    cache.dtype = dtype  # a compiled step that found it unset would be compiled again when it is set
     return cache
 
 

@@ -322,6 +322,7 @@ def test_a_filled_cache_is_like_one_that_a_prompt_filled(row, context):
     filled = fill(new_cache(model.config), model.config, 3, context, CPU, torch.float32)
     assert type(filled) is type(real)
     assert filled.get_seq_length() == real.get_seq_length() == context
+    assert getattr(filled, "dtype", None) == getattr(real, "dtype", None)  # transformers' has none
     assert measured(filled) == measured(real)
     parts = [(cache.all_layers if isinstance(cache, PLTCache) else cache.layers) for cache in (real, filled)]
     storages = set()
