@@ -9,8 +9,6 @@ Without `--model` it is one of random weights, which answers nonsense.
 
 import argparse
 import contextlib
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import openai
 
+from .process_group import process_group
 from .tiny import save_tiny
 
 PATIENCE = 300  # seconds until the server must answer
@@ -39,23 +38,10 @@ def serving(folder: Path, log: Path, *options: str) -> Iterator[openai.OpenAI]:
     # what `vllm serve` runs; the CPU build's own command asks for a package named vllm, and finds none
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
     command += ["--host", "127.0.0.1", "--port", port, "--served-model-name", NAME, *options]
-    with log.open("w") as output:
-        # a group of its own: the server starts further processes
-        server = subprocess.Popen(
-            [*map(str, command)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
+    with process_group(command, log) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         wait_for(client, server, log)
         yield client
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
 
 
 def free_port() -> int:
