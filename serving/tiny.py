@@ -3,6 +3,7 @@
 
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +13,7 @@ from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
 END = "<|end|>"
+VOCABULARY = 512
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -24,7 +26,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=VOCABULARY,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -34,23 +36,31 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=TEMPLATE)
 
 
-def save_tiny(folder: Path) -> PLTForCausalLM:
-    """A PLT-2 of 2 layers, saved with its tokenizer."""
-    tokenizer = byte_tokenizer()
+def tiny_model(**fields: Any) -> PLTForCausalLM:
+    """A model of 2 layers, in float32 and eval mode; without `fields` a PLT-2."""
     config = PLTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=16,
-        initializer_range=0.2,  # so that its answers are not one token again and again
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": 16,
+            "initializer_range": 0.2,  # so that its answers are not one token again and again
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+        | fields
     )
     torch.manual_seed(0)
-    model = PLTForCausalLM(config)
+    return PLTForCausalLM(config).eval()
+
+
+def save_tiny(folder: Path) -> PLTForCausalLM:
+    """A PLT-2, saved with its tokenizer."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

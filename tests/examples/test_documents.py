@@ -64,6 +64,7 @@ def command_lines() -> list[str]:
 
 
 LINES = command_lines()
+CHECKS = [line for line in LINES if line.startswith("python -m serving_plt.check_on_gpu")]
 
 
 def of(*programs: str) -> list[str]:
@@ -102,7 +103,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
     modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose", "experiment")]
     # hours, and another environment
     studies = ["python -m training_plt.healing_study", *of("python -m serving_plt.benchmark")]
-    assert set(LINES) == {*of(*kinds, *modules), *studies}
+    assert set(LINES) == {*of(*kinds, *modules), *studies, *CHECKS}
 
 
 @pytest.mark.parametrize("line", of("python -m training_plt.experiment"))
@@ -210,6 +211,27 @@ def test_benchmarks_take_their_options(line, monkeypatch):
         assert (words == ["bench"] or "--help" in words) and not measured
     else:
         assert len(measured) == 1
+
+
+# it needs a GPU: here the options are read, tests/gpu_checks makes a dry run
+@pytest.mark.parametrize("line", CHECKS)
+def test_checks_on_a_gpu_take_their_options(line, tmp_path, monkeypatch):
+    from serving_plt import check_on_gpu
+    from serving_plt.gpu_checks.row import Row
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_on_gpu, "run_alone", lambda *_: ([Row("a check", "equal", {"device": "a GPU"})], []))
+    check_on_gpu.main(shlex.split(line)[3:])
+    assert len(list(Path("runs").glob("*/check_on_gpu.*"))) == 2
+
+
+def test_the_parts_of_the_gpu_page_are_those_of_the_command():
+    from serving_plt.gpu_checks.agreement import IN_BFLOAT16, IN_FLOAT32, IN_TF32
+    from serving_plt.gpu_checks.parts import PARTS
+
+    text = " ".join(page("docs/gpu.md").split())
+    assert [cell.strip("`") for cell in table_cells(page("docs/gpu.md")) if cell.startswith("`")] == list(PARTS)
+    assert f"{IN_FLOAT32:g} in float32, {IN_TF32:g} in vLLM's float32" in text and f"{IN_BFLOAT16:g} in bf16" in text
 
 
 # a server does not end: here its help is read, tests/tools/test_serving.py talks to it

@@ -21,7 +21,7 @@ from uses import OBJECTS, Uses, lacking_flags
 from serving_plt.checks import NEWEST
 
 OURS = {"sources.py", "uses.py", "test_names.py"}
-FILES = [*(ROOT / "serving").glob("*.py"), *(ROOT / "tests/serving").glob("*.py")]
+FILES = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "tests/serving").glob("*.py")]
 FILES = sorted(path for path in FILES if path.name not in OURS)
 WHEEL = f"vllm=={NEWEST}.0"
 PATIENCE = 300  # seconds for the download

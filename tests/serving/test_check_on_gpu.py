@@ -1,0 +1,25 @@
+"""`check_on_gpu --dry-run`: the parts with vLLM, on a CPU at a tiny size."""
+
+import json
+
+from serving_plt.check_on_gpu import main
+from serving_plt.gpu_checks.scale import DRY
+
+
+def test_a_dry_run_compares_tokens_in_every_way_and_measures_every_point(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is, from the first request on
+    main(["--dry-run", "--parts", "vllm-tokens,vllm-latency", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "check_on_gpu.json").read_text())["rows"]
+    compared = {row["check"]: row for row in rows if row["part"] == "vllm-tokens"}
+    batches = [f"batch {size}" for size in DRY.served_together]
+    ways = ["vLLM's defaults, bf16", *(f"vLLM's defaults, float32, {one}" for one in (*batches, "cached prefix"))]
+    ways += [*(f"enforce_eager, float32, {one}" for one in batches), "few blocks, float32, preempted"]
+    assert list(compared) == [f"greedy tokens as those of generate: {way}" for way in ways]
+    for row in compared.values():
+        assert row["result"] == "equal"
+        number, total = row["figures"]["tokens compared"].split(" of ")
+        assert number == total or "bf16" in row["check"]
+    assert next(reversed(compared.values()))["figures"]["num_preemptions"] > 0
+    measured = [row for row in rows if row["part"] == "vllm-latency"]
+    assert len(measured) == len(DRY.served_contexts) * len(DRY.served_batches) + len(DRY.served_prompts)
+    assert all(row["result"] == "measured" and row["figures"]["plt-2 / plain"] > 0 for row in measured)
