@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from engines import BLOCK, as_prompts, engine, generated, greedy, random_prompts, save_tiny
@@ -10,11 +11,14 @@ from vllm import LLM
 from vllm.config import CompilationConfig, CUDAGraphMode
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.backends.short_conv_attn import ShortConvAttentionMetadataBuilder
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.worker.gpu.attn_utils import init_attn_backend
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
 
@@ -107,6 +111,40 @@ def test_the_kind_of_the_carry_has_graphs_of_steps_that_decode(asked, settings):
     compilation = CompilationConfig(cudagraph_mode=asked, cudagraph_capture_sizes=[1, 2, 4], splitting_ops=[])
     found = compilation.resolve_cudagraph_mode_and_sizes(support, "SHORT_CONV", use_v2_model_runner=True)
     assert found == CUDAGraphMode.FULL_DECODE_ONLY
+
+
+@pytest.mark.parametrize(
+    ("requests", "replayed"),
+    [
+        ({"decodes": (9, 9, 1), "decodes too": (5, 7, 1)}, True),
+        ({"decodes": (9, 9, 1), "ends a prompt": (9, 8, 1)}, True),
+        ({"decodes": (9, 9, 1), "begins with one token": (1, 0, 1)}, False),
+        ({"decodes": (9, 9, 1), "prefills": (9, 0, 9)}, False),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_the_second_runner_replays_steps_in_which_each_request_decodes(requests, replayed, settings, monkeypatch):
+    """A request has tokens of its prompt, those of them that are computed, and those in the step."""
+    prompts, computed, new = (np.array(column) for column in zip(*requests.values(), strict=True))
+    scheduled = SimpleNamespace(
+        num_scheduled_tokens=dict(zip(requests, new.tolist(), strict=True)),
+        total_num_scheduled_tokens=int(new.sum()),
+        scheduled_spec_decode_tokens={},
+    )
+    states = SimpleNamespace(
+        req_id_to_index={name: number for number, name in enumerate(requests)},
+        prefill_len=SimpleNamespace(np=prompts),
+        num_computed_prefill_tokens=computed,
+    )
+    runner = SimpleNamespace(decode_query_len=1, req_states=states, use_pp=False, pcp_manager=None)
+    _, uniform = GPUModelRunner.gather_batch_req_state(runner, scheduled, dummy_run=False)
+    monkeypatch.setattr(settings.compilation_config, "cudagraph_capture_sizes", [1, 2, 4, 8, 16])
+    monkeypatch.setattr(settings.compilation_config, "max_cudagraph_capture_size", 16)
+    monkeypatch.setattr(type(current_platform), "get_global_graph_pool", lambda _: None)
+    graphs = CudaGraphManager(settings, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, 1)
+    graphs._graphs_captured = True
+    found = graphs.dispatch(len(new), int(new.sum()), uniform, 0, max_query_len=int(new.max()))
+    assert found.cg_mode == (CUDAGraphMode.FULL if replayed else CUDAGraphMode.NONE)
 
 
 STEP = {  # two requests that decode, with 5 and 9 tokens
