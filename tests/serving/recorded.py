@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_leaves
 class NoHostData(TorchDispatchMode):
     """Refuses what copies Python numbers to a GPU, or waits for a number from it; neither can be in a CUDA graph."""
 
-    REFUSED = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+    REFUSED = {"lift_fresh", "item", "_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
+    REFUSED |= {"masked_select", "unique", "repeat_interleave", "resolve_conj"}  # the last by `tolist`
 
     def __enter__(self) -> "NoHostData":
         self.names = set()
