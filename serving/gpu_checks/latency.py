@@ -20,8 +20,8 @@ from .timed import TIMED, setup_of
 def rows(scale: Scale) -> Iterator[Row]:
     weights = SharedWeights(setup_of(scale))
     models = {row.name: weights.build(row) for row in TIMED}
-    for way, is_compiled in (("static cache, CUDA graphs", True), ("dynamic cache, eager", False)):
-        for batch in scale.batches:
+    for batch in scale.batches:
+        for way, is_compiled in (("static cache, CUDA graphs", True), ("dynamic cache, eager", False)):
             check = f"decode step, {scale.dtype}, {way}, batch {batch}, context {scale.context}"
             yield tried(check, partial(time_steps, check, scale, models, batch, is_compiled))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 EQUAL, DIFFERS, MEASURED = "equal", "differs", "measured"
 FAILED, DID_NOT_FIT, MISSING = "failed", "did not fit", "not installed"
+TOO_LARGE = ("OutOfMemoryError", "TooLittleRoom")  # errors of torch and of the engine, which are not imported here
 WRONG = (DIFFERS, FAILED)  # what makes the command end with 1
 
 
@@ -36,6 +37,6 @@ def tried(check: str, function: Callable[[], Row]) -> Row:
 def failed(check: str, error: Exception) -> Row:
     """A row with the last line of an error; all of it goes to the part's log."""
     traceback.print_exception(error)
-    is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+    is_memory = type(error).__name__ in TOO_LARGE
     last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     return Row(check, DID_NOT_FIT if is_memory else FAILED, {"error": last})

@@ -2,6 +2,7 @@
 """Greedy tokens of vLLM next to those of `generate` on the CPU, in every way that an engine takes by default."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ AS = "greedy tokens as those of generate"
 
 
 def rows(scale: Scale) -> Iterator[Row]:
+    # as `vllm serve` does: a fork of a process that has computed on a CPU may wait for threads that it does not have
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     with TemporaryDirectory() as folder:
         checks = ServedTokens(scale, Path(folder), checked_model())
         checks.model.save_pretrained(folder)

@@ -18,8 +18,8 @@ from benchmarks_plt.models import empty_model
 from benchmarks_plt.rows import PLAIN
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
-from serving_plt import check_on_gpu, timed_engine
-from serving_plt.gpu_checks import agreement, environment, flash, served_latency, tokens
+from serving_plt import check_on_gpu, process_group, timed_engine
+from serving_plt.gpu_checks import agreement, environment, flash, memory, ratios, served_latency, tokens
 from serving_plt.gpu_checks.agreement import Answer, compare
 from serving_plt.gpu_checks.checked_model import INITIALIZER_RANGE
 from serving_plt.gpu_checks.parts import PARTS, Part
@@ -101,6 +101,8 @@ PLANTED = {
     "hangs": "def rows(scale):\n    child = subprocess.Popen(['sleep', '60'])\n"
     "    yield Row('first', 'measured', {'pid': child.pid})\n    time.sleep(60)\n",
     "environment": "def rows(scale):\n    yield Row('environment', 'measured', {'device': 'x'})\n",
+    "stays": "def rows(scale):\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "    yield Row('first', 'measured', {'pid': os.getpid()})\n    time.sleep(60)\n",
     "reads": "def rows(scale):\n    seen = json.loads(open(os.environ['REPORT']).read())\n"
     "    yield Row('seen', 'measured', {'rows': len(seen['rows'])})\n",
 }
@@ -109,7 +111,7 @@ PLANTED = {
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     """Parts that go wrong, in place of the real ones."""
-    head = "import json, os, subprocess, time\nfrom serving_plt.gpu_checks.row import Row\n"
+    head = "import json, os, signal, subprocess, time\nfrom serving_plt.gpu_checks.row import Row\n"
     for name, code in PLANTED.items():
         (tmp_path / f"planted_{name}.py").write_text(head + code)
     parts = {name: Part(f"planted_{name}") for name in PLANTED}
@@ -127,6 +129,13 @@ def check(folder, *arguments):
     assert end.value.code == 1
     rows = json.loads((folder / "check_on_gpu.json").read_text())["rows"]
     return [(row["part"], row["check"], row["result"]) for row in rows], [row["figures"] for row in rows]
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, if only its parent has not asked for its status yet."""
+    time.sleep(0.1)
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return state.stdout.strip()[:1] in ("", "Z")
 
 
 @pytest.mark.slow
@@ -154,9 +163,25 @@ def test_what_takes_too_long_is_a_row_and_nothing_that_it_started_is_left(plante
     assert time.monotonic() - started < 50
     first, second = json.loads((planted / "check_on_gpu.json").read_text())["rows"]
     assert second["result"] == "did not fit" and second["figures"] == {"error": "It took more than 0.05 minutes."}
-    time.sleep(0.1)
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(first["figures"]["pid"])], capture_output=True, text=True)
-    assert state.stdout.strip() in ("", "Z")
+    assert is_gone(first["figures"]["pid"])
+
+
+@pytest.mark.slow
+def test_what_does_not_listen_is_ended_too(planted, monkeypatch):
+    monkeypatch.setattr(process_group, "GRACE", 1)
+    started = time.monotonic()
+    check_on_gpu.main(["--dry-run", "--output", str(planted), "--parts", "stays,reads", "--minutes", "0.05"])
+    assert time.monotonic() - started < 50
+    rows = json.loads((planted / "check_on_gpu.json").read_text())["rows"]
+    assert [row["result"] for row in rows] == ["measured", "did not fit", "measured"]
+    assert is_gone(rows[0]["figures"]["pid"])
+
+
+def test_the_environment_tells_no_secrets(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    (row,) = environment.rows(DRY)
+    assert row.figures["VLLM_USE_FLASHINFER_SAMPLER"] == "1" and "secret" not in row.figures.values()
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
@@ -212,9 +237,10 @@ def test_a_machine_without_a_gpu_is_told_of_the_dry_run(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_running_out_of_memory_is_not_a_fault():
-    row = tried("a check", lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("2 GiB")))
-    assert (row.result, row.figures) == ("did not fit", {"error": "torch.OutOfMemoryError: 2 GiB"})
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, timed_engine.TooLittleRoom])
+def test_running_out_of_memory_is_not_a_fault(kind):
+    row = tried("a check", lambda: (_ for _ in ()).throw(kind("2 GiB")))
+    assert (row.result, row.figures) == ("did not fit", {"error": f"{kind.__module__}.{kind.__name__}: 2 GiB"})
     assert failed("a check", KeyError("b")).result == "failed"
 
 
@@ -318,6 +344,30 @@ def test_what_is_timed_on_a_gpu_has_the_size_that_is_said():
     assert max(FULL.served_prompts) <= timed_engine.LONGEST_STEP
 
 
+def test_a_ratio_is_the_median_of_ratios():
+    rounds = [{"plain": 1.0, "plt-2": 1.0}, {"plain": 1.0, "plt-2": 4.0}, {"plain": 3.0, "plt-2": 9.0}]
+    assert ratios.figures(rounds) == {"plain, ms": 1.0, "plt-2 / plain": 3.0}
+
+
+def test_each_phase_has_a_peak_of_its_own(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "forget_peak", lambda device: calls.append("forget"))
+    monkeypatch.setattr(memory, "peak_bytes", lambda device: calls.append("peak") or 1e6 * len(calls))
+    row = memory.phases("a check", DRY, PLAIN, 8)
+    assert row.figures == {"load, MB": 2, "prefill, MB": 4, "decode, MB": 6}
+    assert calls == ["forget", "peak"] * 3
+
+
+def test_tokens_are_compared_without_tf32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert next(tokens.rows(DRY)).result == "equal"
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Pool:
     """A process whose engine takes longer at each call."""
 
@@ -379,10 +429,12 @@ def test_a_batch_that_the_cache_does_not_hold_is_not_timed(monkeypatch):
         if holds:
             assert timed_engine.decode(4, 2, 32) > 0
         else:
-            with pytest.raises(RuntimeError, match="must hold 4 requests at once, got no token of 1 of them"):
+            with pytest.raises(
+                timed_engine.TooLittleRoom, match="must hold 4 requests at once, got no token of 1 of them"
+            ):
                 timed_engine.decode(4, 2, 32)
         assert len(engine.aborted) == 4 and not engine.names
     monkeypatch.setattr(timed_engine, "ENGINES", [SimpleNamespace(llm_engine=Engine(3))])
     timed_engine.ENGINES[0].llm_engine.names = list("abcd")
-    with pytest.raises(RuntimeError, match="must hold 4 requests at once, got tokens of 3"):
+    with pytest.raises(timed_engine.TooLittleRoom, match="must hold 4 requests at once, got tokens of 3"):
         timed_engine.timed_step(4)

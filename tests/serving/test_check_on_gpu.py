@@ -22,4 +22,4 @@ def test_a_dry_run_compares_tokens_in_every_way_and_measures_every_point(tmp_pat
     assert next(reversed(compared.values()))["figures"]["num_preemptions"] > 0
     measured = [row for row in rows if row["part"] == "vllm-latency"]
     assert len(measured) == len(DRY.served_contexts) * len(DRY.served_batches) + len(DRY.served_prompts)
-    assert all(row["result"] == "measured" and row["figures"]["plt-2 / plain"] > 0 for row in measured)
+    assert all(row["result"] == "measured" and row["figures"]["plain, ms"] > 0 for row in measured)
