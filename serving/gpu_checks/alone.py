@@ -21,7 +21,7 @@ from .parts import Part
 from .row import DID_NOT_FIT, FAILED, MISSING, Row, failed
 
 DRY_RUN = "--dry-run"
-LOG_LINES = 120  # that are kept
+LOG_LINES = 1000  # that are kept: an engine says a hundred, and the first of four may be the one that fails
 
 
 def run_alone(part: Part, folder: Path, minutes: float, dry_run: bool) -> tuple[list[Row], list[str]]:

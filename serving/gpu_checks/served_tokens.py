@@ -63,9 +63,10 @@ class ServedTokens:
 
     def batches(self, name: str) -> Iterator[Row]:
         """Prompts of all lengths in one batch: some prefill while others decode."""
-        prompts = self.prompts([1 + 37 * number % 130 for number in range(max(self.scale.served_together))])
+        prompts = self.prompts([1 + (40 + 37 * number) % 130 for number in range(max(self.scale.served_together))])
         expected = self.expected(prompts)
         for size in self.scale.served_together:
+            self.llm.reset_prefix_cache()  # a check of its own
             yield compare(f"{AS}: {name}, batch {size}", expected[:size], self.answers(prompts[:size]), IN_TF32)
 
     def prefixes(self, name: str) -> Iterator[Row]:
