@@ -36,7 +36,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # Train a plain decoder, a vanilla loop and a PLT of one size; use the PLT without this package; make a PLT of the loop,
-# heal it, and compare all. One thread: models this small wait longer for a second one than they compute, minutes on a busy machine.
+# heal it, and compare all. One thread for training: models this small wait longer for a second one than they compute.
 demo: export OMP_NUM_THREADS = 1
 demo: $(READY)
 	$(BIN)/python examples/prepare.py --output $(RUN)/data
@@ -50,7 +50,7 @@ demo: $(READY)
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
 	$(BIN)/python -m training_plt.heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
 		--max_steps 80 --learning_rate 1e-3 --block_size 128 --per_device_train_batch_size 8 --save_strategy no
-	$(BIN)/plt bench compare $(RUN)
+	env -u OMP_NUM_THREADS $(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"
 	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"
 

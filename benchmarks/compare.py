@@ -8,7 +8,6 @@ cost is that of wide layers with random weights, with the loops and the attentio
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -17,11 +16,12 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from modeling_plt import PLTForCausalLM
+from modeling_plt.packed import pack_weights
 
 from .cache_bytes import measure_row
 from .decode import measure_decoding
 from .models import Setup, SharedWeights
-from .rows import ROWS
+from .rows import LLAMA, ROWS
 from .sizes import SIZES
 
 # a model's folder, and the row of the benchmarks that costs what it does
@@ -38,17 +38,27 @@ CONTEXT = 1024  # tokens in the cache when decoding starts
 ROUNDS = 8
 
 
-def loss(folder: Path, rows: torch.Tensor) -> float:
-    """Mean cross entropy per token of `[rows, length]`, in nats."""
+def losses(folder: Path, rows: torch.Tensor, packed: torch.dtype | None = None) -> tuple[float, float]:
+    """Mean cross entropy per token of `[rows, length]`, in nats: of the model, and read off its first loop.
+
+    With weights packed in another dtype, if one is given.
+    """
     model = PLTForCausalLM.from_pretrained(folder).eval()
+    if packed is not None:
+        pack_weights(model, packed)
+    whole = alone = 0.0
     with torch.inference_mode():
-        losses = [model(batch, labels=batch).loss.item() * len(batch) for batch in rows.split(16)]
-    return sum(losses) / len(rows)
+        for batch in rows.split(16):
+            output = model(batch, labels=batch, output_loop_hidden_states=True)
+            logits = model.lm_head(output.loop_hidden_states[0])
+            whole += output.loss.item() * len(batch) / len(rows)
+            alone += model.loss_function(logits, batch, model.vocab_size).item() * len(batch) / len(rows)
+    return whole, alone
 
 
-def measure_cost(setup: Setup) -> dict[str, dict]:
+def measure_costs(setup: Setup) -> dict[str, dict]:
     """By row: milliseconds per token, their ratio to plain, and the megabytes of the KV cache."""
-    rows = list(dict.fromkeys(MODELS.values()))
+    rows = [*dict.fromkeys(MODELS.values()), LLAMA]
     timed = measure_decoding(SharedWeights(setup), rows, [1], [CONTEXT], ROUNDS).set_index("row")
     return {
         row.name: {
@@ -60,17 +70,36 @@ def measure_cost(setup: Setup) -> dict[str, dict]:
     }
 
 
-def caption(setup: Setup) -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    products = "products swapped by `speed_up_few_rows`" if setup.few_rows else "PyTorch's own products"
+def caption(setup: Setup, unpacked: float, rounded: list[float]) -> str:
+    """What the numbers are of.
+
+    Args:
+        unpacked: milliseconds per token of plain without packed weights.
+        rounded: losses of `plt` with weights packed in float16 and int8.
+    """
     layers = f"{setup.fields['num_hidden_layers']} layers of width {setup.fields['hidden_size']}"
     return (
-        "Loss: small models, trained on the same text; `converted` is `loop` as a PLT, before any further training,\n"
-        "`healed` is that after a tenth of the steps.\n"
-        "After so short a training, other held-out texts can change the order.\n"
-        f"Time and KV cache: {layers}, random weights, eager float32, batch 1, after {CONTEXT} tokens;\n"
-        f"CPU of capability {capability}, {products}, threads: {torch.get_num_threads()}."
+        "Loss: small models, trained on the same text, one seed; `loop 0 alone` is read off the first loop's state. "
+        "`converted` is\n`loop` as a PLT, before any further training, `healed` is that after a tenth of the steps. "
+        "After so short a training,\nother held-out texts can change the order. With weights packed in float16 and in "
+        f"int8, the loss of `plt` is {rounded[0]:.3f}\nand {rounded[1]:.3f}.\n"
+        f"Time and KV cache: {layers}, random weights, packed float32, eager, batch 1, after {CONTEXT} tokens.\n"
+        f"Llama in transformers, whose weights are not packed: {unpacked} ms. CPU of capability "
+        f"{torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}."
     )
+
+
+def promise(table: list[dict]) -> str:
+    """Three bars for each of plain, loop and PLT: quality, cost, cache."""
+    first = {line["model"]: line for line in table[:3]}
+    lines = ["held-out loss, nats (less is better)"]
+    lines += [f"  {name:6}{line['held-out loss']:.3f}" for name, line in first.items()]
+    for title, column in (("time per token, of plain", "ms per token"), ("KV cache, of plain", "KV cache, MB")):
+        lines.append(title)
+        for name, line in first.items():
+            ratio = line["time ratio"] if column == "ms per token" else line[column] / first["plain"][column]
+            lines.append(f"  {name:6}{'#' * round(20 * ratio)} {ratio:.2f}")
+    return "\n".join(lines)
 
 
 def plot(table: list[dict], note: str) -> Figure:
@@ -103,17 +132,18 @@ def compare(folder: Path) -> None:
         raise ValueError(
             f"{folder} must be the folder of a complete `make demo`, got one without {', '.join(missing)}."
         )
-    few_rows = torch.backends.cpu.get_cpu_capability() == "AVX2"  # where the libraries are slow with two rows
-    setup = Setup(FIELDS, torch.device("cpu"), torch.float32, "sdpa", few_rows=few_rows)
+    setup = Setup(FIELDS, torch.device("cpu"), torch.float32, "sdpa", packed="same")
     rows = torch.tensor(load_from_disk(folder / "data/rows")["test"]["input_ids"])
-    costs = measure_cost(setup)
+    costs = measure_costs(setup)
     table = []
     for name, row in MODELS.items():
-        nats = loss(folder / name, rows)
-        quality = {"held-out loss": round(nats, 3), "perplexity": round(math.exp(nats), 2)}
+        whole, alone = losses(folder / name, rows)
+        quality = {"held-out loss": round(whole, 3), "loop 0 alone": round(alone, 3)}
         table.append({"model": name, "loops": row.num_loops} | quality | costs[row.name])
-    text, note = tabulate(table, headers="keys", tablefmt="github"), caption(setup)
+    rounded = [losses(folder / "plt", rows, dtype)[0] for dtype in (torch.float16, torch.int8)]
+    note = caption(setup, costs["llama"]["ms per token"], rounded)
+    text = tabulate(table, headers="keys", tablefmt="github")
     (folder / "comparison.md").write_text(f"{text}\n\n{note}\n")
     (folder / "comparison.json").write_text(json.dumps({"rows": table, "setting": note}, indent=2) + "\n")
     plot(table, note).savefig(folder / "comparison.png", dpi=150)
-    print(f"\n{text}\n\n{note}\n\nPicture: {folder / 'comparison.png'}")
+    print(f"\n{text}\n\n{note}\n\nPicture: {folder / 'comparison.png'}\n\n{promise(table)}")

@@ -2,10 +2,8 @@
 """What is timed of a model: a few decoded tokens, or the first one after a prompt."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
 from transformers.modeling_utils import PreTrainedModel
 
 from modeling_plt.cache_name_plt import THEIRS
@@ -15,40 +13,24 @@ from .filled_cache import fill, new_cache
 TOKENS = 4  # decoded per row and round
 
 
-def compiled_step(model: PreTrainedModel, packed: bool) -> Callable:
-    """One graph of the model's forward, with its weights packed, or replayed as a CUDA graph where there is a GPU."""
-    # on a CPU, products of a few rows are as fast as of one only where weights are packed, which inductor does for
-    # frozen graphs, and timed against each other
-    how = {"options": {"max_autotune": True}} if packed else {"mode": "reduce-overhead"}
+def compiled_step(model: PreTrainedModel) -> Callable:
+    """One graph of the model's forward, replayed as a CUDA graph where there is a GPU."""
     # each row of the table is another graph of the same code
-    step = torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, **how)
-
-    def frozen_step(*args: Any, **kwargs: Any) -> Any:
-        # dynamo reads this while it traces, and the options of `torch.compile` do not reach it
-        with inductor_config.patch(freezing=packed):
-            return step(*args, **kwargs)
-
-    return frozen_step
+    return torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, mode="reduce-overhead")
 
 
 @torch.inference_mode()
 def greedy_steps(
-    model: PreTrainedModel,
-    batch_size: int,
-    context: int,
-    max_cache_len: int | None = None,
-    packed: bool | None = None,
+    model: PreTrainedModel, batch_size: int, context: int, max_cache_len: int | None = None
 ) -> Callable[[], None]:
     """A sample that decodes `TOKENS` more tokens after a cache of `context`, each time it is called.
 
     Args:
         max_cache_len: of a static cache, with which the step is compiled; None for a dynamic one.
-        packed: see `compiled_step`; by default on a CPU.
     """
     cache = new_cache(model.config, max_cache_len)
     cache = fill(cache, model.config, batch_size, context, model.device, model.dtype)
-    is_packed = model.device.type == "cpu" if packed is None else packed
-    step = model if max_cache_len is None else compiled_step(model, is_packed)
+    step = model if max_cache_len is None else compiled_step(model)
     token = torch.ones(batch_size, 1, dtype=torch.long, device=model.device)
 
     @torch.inference_mode()

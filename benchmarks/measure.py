@@ -9,7 +9,6 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_plt.assignments import parse_assignments
-from modeling_plt.few_rows import speed_up_few_rows
 
 from .models import Setup, SharedWeights, row_config
 from .report import write
@@ -33,7 +32,7 @@ def measure(
     output: Path,
     rows: list[str] | None = None,
     compiled: bool = False,
-    few_rows: bool = False,
+    packed: str | None = None,
     **sweep: Any,
 ) -> None:
     """Measure, print and write sections; the files, called `name`, are written whenever a table is complete.
@@ -47,10 +46,10 @@ def measure(
     """
     place = read_device(device)
     number = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, few_rows)
+    setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, packed)
     chosen = read_rows(rows, setup.fields)
-    if few_rows:
-        refuse_few_rows(setup)
+    if packed and place.type != "cpu":
+        raise typer.BadParameter(f"is for a CPU, got {place}", param_hint="--pack")
     if threads is not None:
         torch.set_num_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
@@ -105,13 +104,3 @@ def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
         message = "gives the model what Llama does not have: leave the row llama out with --rows"
         raise typer.BadParameter(message, param_hint="--set")
     return rows
-
-
-def refuse_few_rows(setup: Setup) -> None:
-    """Refuse swapped products where they would not be computed, or would not win."""
-    try:
-        if setup.compiled:
-            raise ValueError("is for eager decoding: leave out --compile")
-        speed_up_few_rows(torch.nn.Linear(1, 1, device=setup.device, dtype=setup.dtype))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--few-rows") from error

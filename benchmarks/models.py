@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import modeling_plt  # noqa: F401, makes the Auto classes know PLT
 from configuration_plt import PLTConfig
-from modeling_plt.few_rows import speed_up_few_rows
+from modeling_plt.packed import PackedLinear, pack_weights
+from modeling_plt.packed_products import PackedProduct
 
 from .rows import Row
 
@@ -28,7 +29,7 @@ class Setup:
     dtype: torch.dtype
     attn_implementation: str
     compiled: bool = False  # decode with a static cache and a compiled step
-    few_rows: bool = False  # decode with swapped products, see `speed_up_few_rows`
+    packed: str | None = None  # one of `PACKED`, for all rows but Llama, which is as transformers has it
 
 
 def row_config(fields: dict, row: Row) -> PreTrainedConfig:
@@ -54,6 +55,7 @@ class SharedWeights:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.tensors: dict[str, Tensor] = {}
+        self.products: dict[str, PackedProduct] = {}
         self.generator = torch.Generator(setup.device).manual_seed(0)
 
     def build(self, row: Row) -> PreTrainedModel:
@@ -67,9 +69,17 @@ class SharedWeights:
         model.tie_weights()
         # its frequencies are no part of the weights
         model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(self.setup.device)
-        if self.setup.few_rows:
-            speed_up_few_rows(model)
-        return model.eval()
+        model.eval()
+        if self.setup.packed is not None and not row.is_llama:
+            self.pack(model)
+        return model
+
+    def pack(self, model: PreTrainedModel) -> None:
+        """Pack the weights of a model, each tensor once for all rows."""
+        pack_weights(model, None if self.setup.packed == "same" else getattr(torch, self.setup.packed))
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear):
+                module.product = self.products.setdefault(name, module.product)
 
     def random(self, name: str, shape: torch.Size) -> Tensor:
         """Ones for norms, and for the rest numbers as small as those that training starts from."""

@@ -7,6 +7,7 @@ LOOP = {"loop_shift": False, "loop_attention": "own"}
 SHIFT = {"loop_shift": True, "loop_attention": "own"}
 SHARED = {"loop_shift": True, "loop_attention": "shared"}
 PLT = {"loop_shift": True, "loop_attention": "gated_window"}
+PACKED = ("same", "float16", "int8")  # what `pack_weights` packs weights in: their own dtype, or another
 FIELDS_OF_ROWS = ("num_loops", *PLT)  # of PLTConfig; `--set` leaves them alone
 
 

@@ -30,7 +30,7 @@ def describe(command: str, size: str, setup: Setup) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "attn_implementation": setup.attn_implementation,
         **versions(),
-        "decoding": decoding + (", swapped products" if setup.few_rows else ""),
+        "decoding": decoding + (f", packed weights ({setup.packed}) but in llama" if setup.packed else ""),
         "method": METHOD,
     }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks_plt.rows import ROWS
+from benchmarks_plt.rows import PACKED, ROWS
 from benchmarks_plt.sizes import SIZES
 
 from .options import ListsCommand, number, one_of, positive
@@ -42,7 +42,10 @@ Prompt = Annotated[tuple | None, option("--prompt-length", "N", "Tokens of a pro
 Tokens = Annotated[int | None, option("--train-length", "N", "Tokens of a training step.")]
 Rounds = Annotated[int | None, option("--rounds", "N", "Timed rounds, after the warm-up.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Decode with static caches and compiled steps.")]
-FewRows = Annotated[bool, typer.Option("--few-rows", help="Decode with swapped products (eager float32, AVX2).")]
+Packed = Annotated[
+    str | None,
+    option("--pack", "|".join(PACKED), "Decode with packed weights, in all rows but llama.", one_of(PACKED)),
+]
 SHARED = {
     "size": Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))],
     "fields": Annotated[list[str] | None, option("--set", "FIELD=VALUE...", "Of PLTConfig, for all rows.", str)],
@@ -64,7 +67,6 @@ DEFAULTS = {
     "attn_implementation": "sdpa",
     "output": Path("runs/bench"),
     "compiled": False,
-    "few_rows": False,
 }
 
 
@@ -94,7 +96,7 @@ def add(name: str, sections: tuple[str, ...], help: str, **options: Any) -> None
     app.command(name, cls=ListsCommand, help=help)(command)
 
 
-DECODE = {"rounds": Rounds, "compiled": Compiled, "few_rows": FewRows}
+DECODE = {"rounds": Rounds, "compiled": Compiled, "packed": Packed}
 add(
     "memory",
     ("memory", "cache"),

@@ -29,9 +29,7 @@ def rows(scale: Scale) -> Iterator[Row]:
 def time_steps(check: str, scale: Scale, models: dict[str, PreTrainedModel], batch: int, is_compiled: bool) -> Row:
     longest = scale.context + TOKENS * (WARMUP_ROUNDS + scale.rounds) if is_compiled else None
     before = counters["inductor"]["cudagraph_skips"]
-    samples = {
-        name: greedy_steps(model, batch, scale.context, longest, packed=False) for name, model in models.items()
-    }
+    samples = {name: greedy_steps(model, batch, scale.context, longest) for name, model in models.items()}
     found = figures(take_turns(samples, scale.rounds, check, TOKENS))
     skipped = counters["inductor"]["cudagraph_skips"] - before
     return Row(check, MEASURED, found | ({"CUDA graphs skipped": skipped} if is_compiled else {}))

@@ -24,6 +24,7 @@ from benchmarks_plt.train import training_step
 from benchmarks_plt.turns import WARMUP_ROUNDS, take_turns
 from command_plt.main import main
 from modeling_plt import PLTCache
+from modeling_plt.packed_products import Float16Product
 
 CPU = torch.device("cpu")
 TINY = Setup(SIZES["tiny"], CPU, torch.float32, "sdpa")
@@ -227,12 +228,22 @@ def test_a_command_with_changed_fields(tmp_path):
     assert setting["dtype"] == "bfloat16"
 
 
-def test_decoding_with_swapped_products_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    options = ("--few-rows", "--batch-sizes", 1, "--contexts", 8, "--rows", "plt-2")
+def test_decoding_with_packed_weights_says_so(tmp_path):
+    options = ("--pack", "int8", "--batch-sizes", 1, "--contexts", 8, "--rows", "plt-2")
     run("decode", *SMALL, *options, "--output", tmp_path)
     setting = json.loads((tmp_path / "decode.json").read_text())["setting"]
-    assert setting["decoding"] == "dynamic cache, eager, swapped products"
+    assert setting["decoding"] == "dynamic cache, eager, packed weights (int8) but in llama"
+
+
+def test_rows_share_what_is_packed_and_llama_stays_as_it_is():
+    weights = SharedWeights(Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa", packed="float16"))
+    models = {name: weights.build(ROWS[name]) for name in ("plain", "plt-2", "llama")}
+    layers = [model.model.layers[1].mlp.up_proj for model in models.values()]
+    assert layers[0].product is layers[1].product and isinstance(layers[0].product, Float16Product)
+    assert type(layers[2]) is torch.nn.Linear
+    with torch.no_grad():
+        logits = [models[name](torch.arange(9)[None]).logits for name in ("plain", "llama")]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-3)  # weights of float16
 
 
 POSITIVE = "must be an integer of at least 1"
@@ -262,8 +273,7 @@ DEVICE = "must be cpu, cuda or cuda:N"
         ("decode --prompt-lengths 8", "No such option: --prompt-lengths"),
         ("loops --rows plt-2", "No such option: --rows"),
         ("loops --context 8 16", "unexpected extra argument(s) (16)"),
-        ("decode --few-rows --compile", "--few-rows: is for eager decoding"),
-        ("decode --few-rows --dtype bfloat16", "--few-rows: Swapped products"),
+        ("decode --pack int4", "must be one of same, float16, int8, got 'int4'"),
         (f"all --output {__file__}", "is a file"),
     ],
 )

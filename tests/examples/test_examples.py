@@ -127,8 +127,10 @@ def compared(folder, monkeypatch):
 
 def test_comparison_shows_quality_and_cost(compared, folder, capsys):
     compare.compare(compared)
-    text = (compared / "comparison.md").read_text().strip()
-    assert text in capsys.readouterr().out
+    text, printed = (compared / "comparison.md").read_text().strip(), capsys.readouterr().out
+    assert text in printed
+    bars = [len(line.split()[1]) for line in printed.splitlines()[-3:]]
+    assert bars == [20, 40, 20], "the cache of plain, loop and PLT"
     table = json.loads((compared / "comparison.json").read_text())["rows"]
     by_model = {line["model"]: line for line in table}
     # the losses that training ended with, which averages over other batches
@@ -142,20 +144,19 @@ def test_comparison_shows_quality_and_cost(compared, folder, capsys):
     assert [line["KV cache, MB"] for line in table] == pytest.approx([plain, 2 * plain, plain, plain, plain], abs=0.06)
     assert by_model["plain"]["time ratio"] == 1
     assert by_model["converted"]["ms per token"] == by_model["plt"]["ms per token"], "one row of the benchmark"
+    assert by_model["plain"]["loop 0 alone"] == by_model["plain"]["held-out loss"]
+    assert by_model["plt"]["loop 0 alone"] != by_model["plt"]["held-out loss"]
     assert (compared / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "capability, products",
-    [("AVX2", "products swapped by `speed_up_few_rows`"), ("AVX512", "PyTorch's own products")],
-)
-def test_comparison_swaps_products_where_that_wins_and_says_so(compared, monkeypatch, capability, products):
-    swapped = []
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(models, "speed_up_few_rows", swapped.append)
+def test_comparison_times_packed_weights_and_says_on_what(compared, monkeypatch):
+    packed = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(models, "pack_weights", lambda *arguments: packed.append(arguments))
     compare.compare(compared)
-    assert f"CPU of capability {capability}, {products}" in (compared / "comparison.md").read_text()
-    assert len(swapped) == (3 if capability == "AVX2" else 0), "plain, loop and plt"
+    text = (compared / "comparison.md").read_text()
+    assert "packed float32" in text and "CPU of capability AVX2" in text
+    assert [dtype for _, dtype in packed] == [None] * 3, "plain, loop and plt"
 
 
 def test_comparison_names_what_is_missing(tmp_path):

@@ -1,0 +1,42 @@
+"""The tables of docs/benchmark.md that name a file of results have its numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from result_pages import is_rounded, tables_of
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"\(\.\./results/(decode/[\w-]+)/decode\.md\)")
+COLUMNS = {"ms of plain": ("plain", "ms per token"), "Llama, ms": ("llama", "ms per token")}
+ROWS = ("loop-2", "plt-2", "plt-3")
+
+
+def lines() -> list[tuple[str, dict[str, str]]]:
+    """Each line of a table that links a file, with that file."""
+    text = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
+    found = [(LINK.search(" ".join(row.values())), row) for table in tables_of(text) for row in table]
+    return [(match[1], row) for match, row in found if match]
+
+
+LINES = lines()
+
+
+def test_every_published_file_of_decoding_is_on_the_page():
+    files = {str(path.parent.relative_to(ROOT / "results")) for path in ROOT.glob("results/decode/*/decode.json")}
+    assert files == {file for file, _ in LINES}
+
+
+@pytest.mark.parametrize("file, row", LINES, ids=[f"{file}, batch {row['batch']}" for file, row in LINES])
+def test_a_line_of_the_page_is_that_of_its_file(file, row):
+    result = json.loads((ROOT / "results" / file / "decode.json").read_text())
+    by_row = {line["row"]: line for line in result["decode"] if line["batch"] == int(row["batch"])}
+    for column, (name, figure) in COLUMNS.items():
+        assert is_rounded(row[column], repr(by_row[name][figure])), column
+    for name in ROWS:
+        assert is_rounded(row[f"{name} / plain"], repr(by_row[name]["ratio to plain"])), name
+    setting = result["setting"]
+    assert row["threads"] == str(setting["cpu_threads"]) and "AVX512" in setting["device"]
+    assert f"--output results/{file}" in setting["command"]
+    assert ("--compile" in setting["command"]) == ("compiled" in row["what"])
