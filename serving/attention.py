@@ -157,17 +157,18 @@ class PLTAttention(nn.Module):
     def attend_together(self, query: Tensor, key: Tensor, value: Tensor, num_loops: int) -> Tensor:
         """Queries of all loops `[L * T, H * Dh]` on loop 0's keys, new ones of `[T, Hkv * Dh]` -> `[L * T, H * Dh]`.
 
-        Keys are written once and read once. What the write returns goes to the read: a compiler keeps that order.
+        Keys are written once and read once. What the write returns goes to the read: a compiler keeps that order. All
+        else comes before both: vLLM cuts its graphs at each, and torch 2.13 cannot compile a part whose only input
+        has L * T rows.
         """
         kv_heads, attention = (-1, self.num_kv_heads, self.head_dim), self.together_attn
-        written = torch.ops.vllm.unified_kv_cache_update(
-            key.view(kv_heads), value.view(kv_heads), _encode_layer_name(self.attn.layer_name)
-        )
         by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
         query = by_loop.permute(1, 2, 0, 3, 4).reshape(-1, attention.num_heads, self.head_dim)
         output = torch.empty_like(query)
         if attention.query_quant is not None and attention.impl.supports_quant_query_input:
             query = attention.query_quant(query.flatten(1), attention._q_scale)[0].view_as(query)
+        key, value = key.view(kv_heads), value.view(kv_heads)
+        written = torch.ops.vllm.unified_kv_cache_update(key, value, _encode_layer_name(self.attn.layer_name))
         torch.ops.vllm.unified_attention_with_output(
             query, None, None, output, _encode_layer_name(attention.layer_name), kv_cache_dummy_dep=written
         )

@@ -1,9 +1,12 @@
 """With vLLM's compiler, which is off elsewhere in these tests: each of the two ways through the loops is one graph."""
 
+import copy
+
 import pytest
 import torch
 from engines import engine, generated, random_prompts, save_tiny, served
 from torch._dynamo.backends.common import aot_autograd
+from vllm.compilation.backends import SplitItem, split_graph
 from vllm.config import CompilationConfig, CompilationMode
 
 LAYERS = 3
@@ -38,7 +41,9 @@ def test_both_ways_are_compiled_before_the_first_request(tmp_path):
 )
 def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is, from the first request on
-    graphs = []
+    graphs, cuts = [], []
+    default = CompilationConfig(mode=CompilationMode.VLLM_COMPILE)
+    default.set_splitting_ops_for_v1("")
 
     def record(graph, inputs):
         graphs.append(graph.graph)
@@ -46,12 +51,19 @@ def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatc
 
     # with inductor's first steps, after which what an operator writes to is an edge of the graph
     backend = aot_autograd(fw_compiler=record, inference_compiler=record)
-    monkeypatch.setattr(CompilationConfig, "init_backend", lambda *_, **__: backend)
+
+    def cut(graph, inputs):
+        cuts.append(split_graph(copy.deepcopy(graph), default.splitting_ops)[1])
+        return backend(graph, inputs)
+
+    monkeypatch.setattr(CompilationConfig, "init_backend", lambda *_, **__: cut)
     _, ended = check_compiled(tmp_path, **fields)
     assert ended == [True] * ways
-    assert len(graphs) == ways
+    assert len(graphs) == len(cuts) == ways
     for graph in graphs:
         check_that_writes_come_first(graph, fields["num_loops"])
+    for pieces in cuts:
+        check_pieces(pieces)
 
 
 def check_that_writes_come_first(graph: torch.fx.Graph, num_loops: int) -> None:
@@ -62,6 +74,31 @@ def check_that_writes_come_first(graph: torch.fx.Graph, num_loops: int) -> None:
     for read in reads:
         handed = read.kwargs["kv_cache_dummy_dep"]
         assert handed in writes or len(writes & ancestors_of(read)) >= LAYERS, read.format_node()
+
+
+def check_pieces(pieces: list[SplitItem]) -> None:
+    """Where vLLM cuts a graph, as it does on a GPU: what it calls as it is, and what it compiles.
+
+    The first is a read of keys and the write before it, if it has one. Of the second an input of L * T rows is not
+    enough: some input must have T itself, because inductor takes it from there.
+    """
+    assert any(piece.is_splitting_graph for piece in pieces)
+    for piece in pieces:
+        nodes = piece.graph.graph.nodes
+        if piece.is_splitting_graph:
+            called = [str(node.target).removeprefix("vllm.") for node in nodes if node.op.startswith("call")]
+            assert called[-1] == "unified_attention_with_output"
+            assert called[:-1] in ([], ["unified_kv_cache_update"])
+            continue
+        inputs = [node.meta["example_value"] for node in nodes if node.op == "placeholder"]
+        sizes = {
+            size.node.expr
+            for each in inputs
+            if isinstance(each, torch.Tensor)
+            for size in each.shape
+            if isinstance(size, torch.SymInt)
+        }
+        assert {symbol for size in sizes for symbol in size.free_symbols} <= sizes, piece.submod_name
 
 
 def ancestors_of(node: torch.fx.Node) -> set[torch.fx.Node]:
