@@ -7,6 +7,7 @@ import vllm
 from packaging.version import Version
 from vllm.config import CUDAGraphMode
 from vllm.config.vllm import OptimizationLevel
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
@@ -55,6 +56,16 @@ def check_graphs(vllm_config: "VllmConfig") -> None:
         raise ValueError(
             "A PLT has CUDA graphs of whole decode steps, and none with a carry in vLLM's V1 runner: "
             f"`cudagraph_mode` must be {names}, got {mode.name}."
+        )
+
+
+def check_step() -> None:
+    """ValueError if the step is run for graphs of its parts, which vLLM may turn to after `check_graphs`."""
+    mode = get_forward_context().cudagraph_runtime_mode
+    if mode == CUDAGraphMode.PIECEWISE:
+        raise ValueError(
+            "A PLT has CUDA graphs of whole decode steps, for which an attention backend here has no support: "
+            f"`cudagraph_mode` must be NONE, got {mode.name} from vLLM."
         )
 
 

@@ -22,7 +22,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 
 from .attention import PLTAttention
 from .carry import Carry, slice_size
-from .checks import check_graphs
+from .checks import check_graphs, check_step
 from .configs import ServedConfig
 from .loops import InTurn, Together, goes_together
 from .weights import GATE, PUBLISHED_GATE, checked
@@ -99,6 +99,7 @@ class PLTModel(nn.Module):
 
     def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
         """Embeddings `[T, D]`, positions `[T]` -> the last loop's normed states `[T, D]`."""
+        check_step()
         carried, starts = (None, None) if self.carry is None else self.carry.read(inputs_embeds)
         # chosen here, outside of what vLLM compiles: each of the two is traced once
         if self.together is not None and self.carry.is_decoding:

@@ -1,12 +1,15 @@
 """What the plugin makes of vLLM's settings where there are CUDA graphs: a made-up platform, and vLLM's functions."""
 
 import pytest
+import torch
 import vllm.config.vllm
 from engines import OPTIONS, loaded, save_tiny
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.config.vllm import OPTIMIZATION_LEVEL_02
 from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
 from vllm.platforms import current_platform
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from serving_plt.model import PLTForCausalLM
@@ -98,6 +101,21 @@ def test_other_graphs_are_refused_where_vllm_chooses_them_later(folders, with_v2
     settings.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
     with pytest.raises(ValueError, match="must be NONE or FULL_DECODE_ONLY, got PIECEWISE"):
         PLTForCausalLM(vllm_config=settings)
+
+
+def test_graphs_of_parts_end_the_start_where_vllm_turns_to_them_last(folders, with_graphs, with_v2):
+    """When it knows that an attention backend has no graphs, it takes those of parts, without asking the plugin."""
+    settings = settings_of(folders["plt"])
+    found = settings.compilation_config.resolve_cudagraph_mode_and_sizes(
+        AttentionCGSupport.NEVER, "a backend", use_v2_model_runner=True
+    )
+    assert found == CUDAGraphMode.PIECEWISE
+    with (
+        loaded(folders["plt"]) as model,
+        set_forward_context(None, settings, cudagraph_runtime_mode=found),
+        pytest.raises(ValueError, match="`cudagraph_mode` must be NONE, got PIECEWISE"),
+    ):
+        model(torch.zeros(2, dtype=torch.long), torch.arange(2))
 
 
 @pytest.mark.parametrize("model", MODELS)
