@@ -59,6 +59,16 @@ def check_graphs(vllm_config: "VllmConfig") -> None:
         )
 
 
+def check_sharing(vllm_config: "VllmConfig") -> None:
+    """ValueError for what vLLM cannot do in a layer that reads the keys of another."""
+    processes = vllm_config.parallel_config.decode_context_parallel_size
+    if processes > 1:
+        raise ValueError(
+            "A PLT's later loops read keys that they did not give, which vLLM cannot do with keys split by tokens: "
+            f"`decode_context_parallel_size` must be 1, got {processes}."
+        )
+
+
 def check_step() -> None:
     """ValueError if the step is run for graphs of its parts, which vLLM may turn to after `check_graphs`."""
     mode = get_forward_context().cudagraph_runtime_mode
@@ -96,6 +106,8 @@ class Checks(VerifyAndUpdateConfig):
             raise ValueError(
                 "A PLT's later loops need all tokens of a prompt: `kv_sharing_fast_prefill` must be False, got True."
             )
+        if config.num_loops > 1 and config.own_window is not None:
+            check_sharing(vllm_config)
         check_graphs(vllm_config)
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:
             compilation.cudagraph_mode = graphs_of(vllm_config)[-1]

@@ -138,8 +138,12 @@ def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fus
             {"compilation_config": {"pass_config": {"fuse_allreduce_rms": True}}},
             "`fuse_allreduce_rms` must be False, got True",
         ),
+        (
+            {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
+            "`decode_context_parallel_size` must be 1, got 2",
+        ),
     ],
-    ids=["fast prefill", "fused all-reduce"],
+    ids=["fast prefill", "fused all-reduce", "context parallel"],
 )
 def test_what_would_answer_wrong_is_refused(options, message, folders):
     with pytest.raises(ValueError, match=message):
