@@ -10,6 +10,7 @@ from vllm.config.vllm import OptimizationLevel
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.v1.kv_cache_interface import kv_cache_uses_per_token_head_scales
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -66,6 +67,12 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
         raise ValueError(
             "A PLT's later loops read keys that they did not give, which vLLM cannot do with keys split by tokens: "
             f"`decode_context_parallel_size` must be 1, got {processes}."
+        )
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    if kv_cache_uses_per_token_head_scales(cache_dtype):
+        raise ValueError(
+            "A PLT's later loops read loop 0's keys, whose scales vLLM sets back to 1 when they first do: "
+            f"`kv_cache_dtype` must not have scales per token and head, got {cache_dtype}."
         )
 
 

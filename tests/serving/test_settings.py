@@ -142,12 +142,23 @@ def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fus
             {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
             "`decode_context_parallel_size` must be 1, got 2",
         ),
+        *(
+            ({"kv_cache_dtype": f"{kind}_per_token_head"}, f"per token and head, got {kind}_per_token_head")
+            for kind in ("int4", "int8", "fp8")
+        ),
     ],
-    ids=["fast prefill", "fused all-reduce", "context parallel"],
+    ids=["fast prefill", "fused all-reduce", "context parallel", "int4 cache", "int8 cache", "fp8 cache"],
 )
 def test_what_would_answer_wrong_is_refused(options, message, folders):
     with pytest.raises(ValueError, match=message):
         settings_of(folders["plt"], **options)
+
+
+def test_what_keys_of_another_layer_forbid_is_not_refused_without_them(folders):
+    """In a vanilla loop, every loop reads keys of its own."""
+    options = {"tensor_parallel_size": 4, "decode_context_parallel_size": 2, "kv_cache_dtype": "int8_per_token_head"}
+    settings_of(folders["vanilla loop"], **options)
+    settings_of(folders["plt"], kv_cache_dtype="fp8")
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
