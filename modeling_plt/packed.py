@@ -175,8 +175,7 @@ def refuse_unusual(model: nn.Module, names: list[str], dtype: torch.dtype | None
                 f"Weights to pack must be plain parameters in float32 or bfloat16 on a CPU, got `{name}`: a "
                 f"{type(weight).__name__} in {weight.dtype} on {weight.device} of a {type(linear).__name__}."
             )
-        greatest = weight.detach().abs().max().item()
-        if dtype is torch.float16 and greatest > LARGEST_FLOAT16:
+        if dtype is torch.float16 and (greatest := weight.detach().abs().max().item()) > LARGEST_FLOAT16:
             raise ValueError(f"float16 holds weights up to {LARGEST_FLOAT16:g}, got {greatest:g} in `{name}`.")
 
 
