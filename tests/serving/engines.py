@@ -18,6 +18,7 @@ from modeling_plt import PLTForCausalLM
 # sizes that vLLM's kernels have on a CPU: heads of 32, blocks of 32 tokens
 SIZES = {"head_dim": 32, "hidden_size": 56, "num_hidden_layers": 3, "eos_token_id": None, "bos_token_id": None}
 BLOCK = 32
+LOOPS = 3  # of the model that the fixtures save
 LENGTHS = (1, 2, 5, 31, 32, 33, 64, 70, 130)  # of prompts: around the window of 4, around blocks, over several steps
 NEW = 12
 OPTIONS = {

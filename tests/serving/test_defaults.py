@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engines import BLOCK, as_prompts, engine, generated, greedy, random_prompts, save_tiny
+from engines import BLOCK, LOOPS, as_prompts, engine, generated, greedy, random_prompts
 from vllm import LLM
 from vllm.config import CompilationConfig, CUDAGraphMode
 from vllm.model_executor.layers.attention import Attention
@@ -24,17 +24,7 @@ from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
 
 from modeling_plt import PLTForCausalLM
 
-LOOPS, HEADS, KV_HEADS, HEAD_DIM = 3, 4, 2, 32
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return save_tiny(folder, num_loops=LOOPS)
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import BLOCK, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, save_tiny, served
+from engines import BLOCK, LOOPS, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, served
 from recorded import NoHostData
 from vllm import SamplingParams
 from vllm.forward_context import set_forward_context
@@ -11,17 +11,7 @@ from serving_plt.attention import PLTAttention
 from serving_plt.carry import Carry
 from serving_plt.model import PLTDecoderLayer, PLTModel
 
-LOOPS, LAYERS = 3, 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return save_tiny(folder, num_loops=LOOPS)
+LAYERS = 3
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,10 @@ import time
 
 import pytest
 import torch
-from engines import as_prompts, engine, generated, greedy, random_prompts, save_tiny, served
+from engines import as_prompts, engine, generated, greedy, random_prompts, served
 
 REQUESTS, MINUTES = 1000, 5
 NUM_KV_BYTES = 2 << 20  # for a few of the requests at a time
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return save_tiny(folder, num_loops=3)
 
 
 @pytest.fixture(scope="module")
