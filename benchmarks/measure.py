@@ -61,7 +61,7 @@ def measure(
     for section in sections:
         done.append(SECTIONS[section](run))
         print(f"\n{done[-1]}", flush=True)
-        write(output, name, setting, done)
+        write(output, name, headline(setting), setting, done)
     print(f"\nWrote {output.resolve()}")
 
 

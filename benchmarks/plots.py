@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plots that also read without colour: every line has a marker and a dash pattern of its own."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # that are drawn
+
+
+def looks(names: Sequence[str]) -> dict:
+    """Of the lines of these names."""
+    colours = sns.color_palette("viridis", len(names))
+    return {
+        "palette": dict(zip(names, colours, strict=True)) | {"plain": "black"},
+        "sizes": (1, 4),  # thinner from line to line, so that lines on top of each other all show
+        "markers": True,
+    }
 
 
 def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: str) -> Axes:
@@ -20,13 +34,11 @@ def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: 
         hue=lines,
         style=lines,
         size=lines,
-        sizes=(1, 4),  # thinner from line to line, so that lines on top of each other all show
         estimator="median",
         errorbar=("pi", 100),  # fastest to slowest
         err_style="bars",
-        markers=True,
-        palette=dict(zip(names, sns.color_palette("viridis", len(names)), strict=True)) | {"plain": "black"},
         ax=axes,
+        **looks(names),
     )
     axes.set_title(f"{title}\n{headline}", fontsize=10)
     axes.grid(alpha=0.3)
@@ -66,3 +78,29 @@ def plot_cache(table: pd.DataFrame, headline: str) -> Figure:
     axes.set(xlabel="context, tokens", ylabel="measured size, MB", xlim=(0, None), ylim=(0, None))
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
     return axes.figure
+
+
+def plot_fit(counted: pd.DataFrame, usable: dict[int, float], title: str) -> Figure:
+    """GB against batch, a panel for each model and context; a dotted line for what is usable of each card."""
+    models, contexts, rows = (counted[name].unique().tolist() for name in ("model", "context", "row"))
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(len(models), len(contexts), sharex=True, sharey=True)
+    lines = counted.merge(pd.DataFrame({"batch": BATCHES}), how="cross")
+    lines["GB"] = (lines["weights"] + lines["batch"] * lines["sequence"]) / 1e9
+    for (model, context), group in lines.groupby(["model", "context"]):
+        axes = panels[models.index(model), contexts.index(context)]
+        sns.lineplot(group, x="batch", y="GB", hue="row", style="row", size="row", ax=axes, **looks(rows))
+        for card, size in usable.items():
+            axes.axhline(size, color="black", linewidth=0.8, linestyle=":")
+            axes.annotate(f"{card} GB card", (BATCHES[0], size), fontsize=7, va="bottom")
+        axes.set_title(f"{model}, context {context}", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(BATCHES)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.get_legend().remove()
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure

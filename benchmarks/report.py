@@ -9,8 +9,6 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .setting import headline
-
 
 @dataclass(frozen=True)
 class Section:
@@ -46,10 +44,10 @@ def records(table: pd.DataFrame) -> list[dict]:
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def write(folder: Path, name: str, setting: dict, sections: list[Section]) -> None:
+def write(folder: Path, name: str, title: str, setting: dict, sections: list[Section]) -> None:
     """`name`.md, `name`.json, and the plots of the sections."""
     notes = "\n".join(f"- {key}: {value}" for key, value in setting.items())
-    parts = [f"# {headline(setting)}", notes, *map(str, sections)]
+    parts = [f"# {title}", notes, *map(str, sections)]
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
     data = {"setting": setting} | {section.name: records(section.table) for section in sections}
     (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")

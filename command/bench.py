@@ -46,6 +46,7 @@ Packed = Annotated[
     str | None,
     option("--pack", "|".join(PACKED), "Decode with packed weights, in all rows but llama.", one_of(PACKED)),
 ]
+Output = Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="For what is written.")]
 SHARED = {
     "size": Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))],
     "fields": Annotated[list[str] | None, option("--set", "FIELD=VALUE...", "Of PLTConfig, for all rows.", str)],
@@ -60,7 +61,7 @@ SHARED = {
         str, option("--attn-implementation", "NAME", f"One of {', '.join(ATTENTION)}.", one_of(ATTENTION))
     ],
     "threads": Annotated[int | None, option("--threads", "N", "Of the CPU [default: PyTorch's].")],
-    "output": Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="For what is written.")],
+    "output": Output,
 }
 DEFAULTS = {
     "size": "0.5b",
@@ -144,6 +145,17 @@ add(
     tokens=Tokens,
     **DECODE,
 )
+
+
+@app.command()
+def fit(ctx: typer.Context, output: Output = DEFAULTS["output"]) -> None:
+    """What greatest batch fits a card, by the formulas.
+
+    Published models with one loop and with several, by card and context; nothing is measured. Not part of `all`.
+    """
+    with needing_the_extra():
+        from benchmarks_plt import fit as formulas
+    formulas.fit(ctx.obj, output)
 
 
 @app.command()

@@ -445,7 +445,7 @@ def test_a_plot_is_the_same_file_every_time(tmp_path, results):
     table = pd.DataFrame(results["prefill"])
     for name in ("first", "second"):
         section = Section("prefill", "Prefill", table, [], {name: plot_prefill(table, "headline")})
-        write(tmp_path, name, results["setting"], [section])
+        write(tmp_path, name, "headline", results["setting"], [section])
     for suffix in ("png", "svg"):
         first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("first", "second"))
         assert first == second

@@ -40,3 +40,18 @@ def test_a_line_of_the_page_is_that_of_its_file(file, row):
     assert row["threads"] == str(setting["cpu_threads"]) and "AVX512" in setting["device"]
     assert f"--output results/{file}" in setting["command"]
     assert ("--compile" in setting["command"]) == ("compiled" in row["what"])
+
+
+def test_what_fits_a_card_is_that_of_its_file():
+    fitting = json.loads((ROOT / "results/fit/fit.json").read_text())["fit"]
+    expected = [
+        {name: str(value) for name, value in line.items() if name != "model"}
+        for line in fitting
+        if line["model"] == "LoopCoder-V2 7B"
+    ]
+    text = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
+    assert tables_of(text.partition("## What fits a card")[2].partition("\n## ")[0]) == [expected]
+    for line in expected:
+        plain, loop, plt = (int(line[name]) for name in ("plain", "loop-2", "plt-2"))
+        assert loop == plain // 2
+        assert plt >= 0.96 * plain and (plt == plain or line["context"] == "4096")
