@@ -21,7 +21,8 @@ def measure_decoding(
         return greedy_steps(model, batch, context, max_cache_len)
 
     points = [{"batch": batch, "context": context} for batch in batch_sizes for context in contexts]
-    return measure_rows(weights, rows, points, sample, rounds, "ms per token", per_sample=TOKENS)
+    models = {row: weights.build_for_decoding(row) for row in rows}
+    return measure_rows(models, points, sample, rounds, "ms per token", per_sample=TOKENS)
 
 
 def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds: int) -> pd.DataFrame:

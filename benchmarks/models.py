@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import modeling_plt  # noqa: F401, makes the Auto classes know PLT
 from configuration_plt import PLTConfig
-from modeling_plt.packed import PackedLinear, pack_weights
+from modeling_plt.packed import FORMS, pack_with
 from modeling_plt.packed_products import PackedProduct
 
 from .rows import Row
@@ -55,7 +55,7 @@ class SharedWeights:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.tensors: dict[str, Tensor] = {}
-        self.products: dict[str, PackedProduct] = {}
+        self.products: dict[int, PackedProduct] = {}  # by the address of what they packed
         self.generator = torch.Generator(setup.device).manual_seed(0)
 
     def build(self, row: Row) -> PreTrainedModel:
@@ -69,17 +69,22 @@ class SharedWeights:
         model.tie_weights()
         # its frequencies are no part of the weights
         model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(self.setup.device)
-        model.eval()
-        if self.setup.packed is not None and not row.is_llama:
-            self.pack(model)
-        return model
+        return model.eval()
 
-    def pack(self, model: PreTrainedModel) -> None:
-        """Pack the weights of a model, each tensor once for all rows."""
-        pack_weights(model, None if self.setup.packed == "same" else getattr(torch, self.setup.packed))
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
-                module.product = self.products.setdefault(name, module.product)
+    def build_for_decoding(self, row: Row) -> PreTrainedModel:
+        """The same with packed weights, if the run has them: each is packed once for all rows."""
+        model = self.build(row)
+        if self.setup.packed is None or row.is_llama:
+            return model
+        dtype = None if self.setup.packed == "same" else getattr(torch, self.setup.packed)
+
+        def product(weight: Tensor) -> PackedProduct:
+            if weight.data_ptr() not in self.products:
+                self.products[weight.data_ptr()] = FORMS[dtype](weight)
+            return self.products[weight.data_ptr()]
+
+        pack_with(model, dtype, product)
+        return model
 
     def random(self, name: str, shape: torch.Size) -> Tensor:
         """Ones for norms, and for the rest numbers as small as those that training starts from."""

@@ -17,4 +17,4 @@ def measure_prefill(weights: SharedWeights, rows: list[Row], prompt_lengths: lis
         return first_token(model, random_ids(prompt, weights.setup))
 
     points = [{"prompt": length} for length in prompt_lengths]
-    return measure_rows(weights, rows, points, sample, rounds, "ms to first token")
+    return measure_rows({row: weights.build(row) for row in rows}, points, sample, rounds, "ms to first token")

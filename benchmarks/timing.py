@@ -4,8 +4,8 @@
 from collections.abc import Callable
 
 import pandas as pd
+from transformers.modeling_utils import PreTrainedModel
 
-from .models import SharedWeights
 from .rows import PLAIN, Row
 from .turns import take_turns
 
@@ -16,15 +16,14 @@ def ratios_to_plain(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_rows(
-    weights: SharedWeights,
-    rows: list[Row],
+    models: dict[Row, PreTrainedModel],
     points: list[dict[str, int]],
     make_sample: Callable[..., Callable[[], None]],
     rounds: int,
     label: str,
     per_sample: int = 1,
 ) -> pd.DataFrame:
-    """A line per row at each point of what is varied, such as `{"batch": 4, "context": 512}`; one row is plain.
+    """A line per model at each point of what is varied, such as `{"batch": 4, "context": 512}`; one row is plain.
 
     The ratio is the median of each round's: a slow round changes it less than a ratio of medians.
 
@@ -32,14 +31,13 @@ def measure_rows(
         make_sample: makes what is timed of a model and a point; samples are in memory together, for one point.
         label: of the column of times.
     """
-    models = {row.name: weights.build(row) for row in rows}
 
     def measure_point(point: dict[str, int]) -> pd.DataFrame:
-        samples = {name: make_sample(model, **point) for name, model in models.items()}
+        samples = {row.name: make_sample(model, **point) for row, model in models.items()}
         description = ", ".join([label, *(f"{name} {value}" for name, value in point.items())])
         times = pd.DataFrame(take_turns(samples, rounds, description, per_sample))
         ratios = ratios_to_plain(times)
-        names = {"row": list(models), "passes": [row.num_passes for row in rows]}
+        names = {"row": list(samples), "passes": [row.num_passes for row in models]}
         figures = {label: times.median(), "min": times.min(), "max": times.max(), "ratio to plain": ratios.median()}
         by_round = {label: times, "ratio to plain": ratios}
         lists = {f"{name}, by round": values.T.to_numpy().tolist() for name, values in by_round.items()}

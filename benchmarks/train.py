@@ -27,5 +27,7 @@ def measure_training(weights: SharedWeights, rows: list[Row], length: int, round
     def sample(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
         return training_step(model, random_ids(tokens, weights.setup))
 
-    table = measure_rows(weights, rows, [{"tokens": length}], sample, rounds, "ms per step")
+    table = measure_rows(
+        {row: weights.build(row) for row in rows}, [{"tokens": length}], sample, rounds, "ms per step"
+    )
     return table.assign(**{"ratio to passes x plain": table["ratio to plain"] / table["passes"]})

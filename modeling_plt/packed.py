@@ -52,6 +52,11 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Memory:
     """
     if dtype not in FORMS:
         raise ValueError(f"`dtype` must be None, `torch.float16` or `torch.int8`, got {dtype}.")
+    return pack_with(model, dtype, FORMS[dtype])
+
+
+def pack_with(model: nn.Module, dtype: torch.dtype | None, form: Callable[[Tensor], PackedProduct]) -> Memory:
+    """As `pack_weights`, with the products that `form` gives: models of the same weights can share them."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     refuse_unusual(model, names, dtype)
     refuse_lacking(dtype, {cast(nn.Linear, model.get_submodule(name)).weight.dtype for name in names})
@@ -59,7 +64,7 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Memory:
     # one after the other, so that memory never holds both forms of all
     for name in names:
         linear: Any = model.get_submodule(name)
-        model.set_submodule(name, packed := PackedLinear(linear, FORMS[dtype]))
+        model.set_submodule(name, packed := PackedLinear(linear, form))
         before, after = before + linear.weight.nbytes, after + packed.product.nbytes
         if any(parameter is linear.weight for parameter in model.parameters()):
             packed.weight = linear.weight

@@ -24,10 +24,12 @@ from benchmarks_plt.train import training_step
 from benchmarks_plt.turns import WARMUP_ROUNDS, take_turns
 from command_plt.main import main
 from modeling_plt import PLTCache
+from modeling_plt.packed import FORMS
 from modeling_plt.packed_products import Float16Product
 
 CPU = torch.device("cpu")
 TINY = Setup(SIZES["tiny"], CPU, torch.float32, "sdpa")
+PACKED = Setup(SIZES["tiny"], CPU, torch.float32, "sdpa", packed="float16")
 SMALL = ("--size", "tiny", "--device", "cpu", "--threads", "1")
 SWEEP = ("--batch-sizes", "1", "2", "--contexts", "6", "20", "--prompt-lengths", "8", "16", "--train-length", "8")
 SECTIONS = {
@@ -235,9 +237,26 @@ def test_decoding_with_packed_weights_says_so(tmp_path):
     assert setting["decoding"] == "dynamic cache, eager, packed weights (int8) but in llama"
 
 
+def test_all_takes_packed_weights_and_trains_with_plain_ones(tmp_path):
+    run("all", *SMALL, "--pack", "same", "--rows", "plt-2", "--rounds", 1, "--output", tmp_path)
+    assert (tmp_path / "all.json").exists()
+
+
+def test_every_weight_is_packed_once_for_all_rows(monkeypatch):
+    packed = []
+    monkeypatch.setitem(FORMS, torch.float16, lambda weight: packed.append(weight) or Float16Product(weight))
+    weights = SharedWeights(PACKED)
+    models = [weights.build_for_decoding(ROWS[name]) for name in ("plain", "loop-2", "plt-2", "deep-2")]
+    assert len(packed) == 1 + 4 * 7, (
+        "the head, and seven projections in each of deep-2's layers, two of which all share"
+    )
+    with pytest.raises(ValueError, match="while its weights are packed"):
+        models[1].half()
+
+
 def test_rows_share_what_is_packed_and_llama_stays_as_it_is():
-    weights = SharedWeights(Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa", packed="float16"))
-    models = {name: weights.build(ROWS[name]) for name in ("plain", "plt-2", "llama")}
+    weights = SharedWeights(PACKED)
+    models = {name: weights.build_for_decoding(ROWS[name]) for name in ("plain", "plt-2", "llama")}
     layers = [model.model.layers[1].mlp.up_proj for model in models.values()]
     assert layers[0].product is layers[1].product and isinstance(layers[0].product, Float16Product)
     assert type(layers[2]) is torch.nn.Linear
@@ -313,8 +332,8 @@ def test_rows_take_turns_and_the_warmup_does_not_count():
 def test_the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians(monkeypatch):
     times = pd.DataFrame({"plain": [1.0, 1.0, 3.0], "plt-2": [1.0, 4.0, 9.0]})
     monkeypatch.setattr("benchmarks_plt.timing.take_turns", lambda *_: times)
-    rows = [PLAIN, ROWS["plt-2"]]
-    table = measure_rows(SharedWeights(TINY), rows, [{"tokens": 5}], lambda model, tokens: None, 3, "ms")
+    models = {row: SharedWeights(TINY).build(row) for row in (PLAIN, ROWS["plt-2"])}
+    table = measure_rows(models, [{"tokens": 5}], lambda model, tokens: None, 3, "ms")
     line = records(table)[1]
     assert (line["row"], line["passes"], line["tokens"]) == ("plt-2", 2, 5)
     assert (line["ms"], line["ratio to plain"], line["min"], line["max"]) == (4.0, 3.0, 1.0, 9.0)
