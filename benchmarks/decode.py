@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Milliseconds per decoded token, by batch size and context length, or by loops."""
+"""Milliseconds per decoded token beside their bound, by batch size and context length, or by loops."""
 
 from collections.abc import Callable
 
 import pandas as pd
 from transformers.modeling_utils import PreTrainedModel
 
+from .bandwidth import read_bandwidth
 from .greedy import TOKENS, greedy_steps
 from .models import SharedWeights
 from .rows import LOOPED_ROWS, Row
+from .step_bytes import step_bytes
 from .timing import measure_rows
 from .turns import WARMUP_ROUNDS
 
@@ -22,7 +24,14 @@ def measure_decoding(
 
     points = [{"batch": batch, "context": context} for batch in batch_sizes for context in contexts]
     models = {row: weights.build_for_decoding(row) for row in rows}
-    return measure_rows(models, points, sample, rounds, "ms per token", per_sample=TOKENS)
+    before = read_bandwidth(weights.setup.device)
+    table = measure_rows(models, points, sample, rounds, "ms per token", per_sample=TOKENS)
+    bandwidth = max(before, read_bandwidth(weights.setup.device))  # a bound is that of the faster moment
+    by_name = {row.name: model for row, model in models.items()}
+    lines = zip(table["row"], table["batch"], table["context"], strict=True)
+    read = pd.Series([step_bytes(by_name[name], batch, context) for name, batch, context in lines])
+    bound = 1000 * read / bandwidth
+    return table.assign(**{"read, MB": read / 1e6, "bound, ms": bound, "bound / time": bound / table["ms per token"]})
 
 
 def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds: int) -> pd.DataFrame:

@@ -37,19 +37,31 @@ def with_published(table: pd.DataFrame, published: dict[str, float]) -> pd.DataF
     return table.assign(**{"published ratio": table["row"].map(published) / published["plain"]})
 
 
+def note_on_bound(table: pd.DataFrame) -> str:
+    """What the columns say that `measure_decoding` computes; megabytes in a millisecond are gigabytes in a second."""
+    bandwidth = table["read, MB"][0] / table["bound, ms"][0]
+    return (
+        "Read: what a step must read, the weights of the layers in each pass, those of the head, and the KV cache. "
+        f"Bound: the time in which memory gives that, at {bandwidth:.1f} GB/s, measured before and after the rounds "
+        "with as many threads: the greatest entry of a large float32 tensor, which takes no longer than its sum."
+    )
+
+
 def decode_section(run: Run) -> Section:
     table = decode.measure_decoding(run.weights, run.rows, run.batch, run.context, run.rounds)
     note = (
         f"{run.rounds} rounds. In each, a row decodes {decode.TOKENS} tokens greedily after a cache that was filled "
         f"with random keys and values. All sequences of the batch get a token in that time. {PASSES}"
     )
-    return Section("decode", "Decoding", with_published(table, PUBLISHED_MS), [note, f"Published: {PUBLISHED}."])
+    notes = [note, note_on_bound(table), f"Published: {PUBLISHED}."]
+    return Section("decode", "Decoding", with_published(table, PUBLISHED_MS), notes)
 
 
 def loops_section(run: Run) -> Section:
     table = decode.measure_loops(run.weights, run.batch[0], run.context[0], run.rounds)
     notes = [
         f"{run.rounds} rounds of {decode.TOKENS} tokens.",
+        note_on_bound(table),
         "Parallel efficiency: time of one loop over the time of L, 1 if further loops are free, 1 / L if each costs "
         "as much as the first.",
     ]

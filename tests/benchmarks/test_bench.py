@@ -137,6 +137,15 @@ def test_what_is_derived_from_ratios(results):
         assert record["parallel efficiency"] == 1 / record["ratio to plain"]
 
 
+@pytest.mark.parametrize("section", ["decode", "loops"])
+def test_bounds_of_decoding_are_of_one_bandwidth_which_is_named(results, folder, section):
+    bandwidth = results[section][0]["read, MB"] / results[section][0]["bound, ms"]
+    assert f" {bandwidth:.1f} GB/s" in (folder / "all.md").read_text()
+    for record in results[section]:
+        assert record["read, MB"] / record["bound, ms"] == pytest.approx(bandwidth)
+        assert record["bound / time"] == record["bound, ms"] / record["ms per token"]
+
+
 @pytest.mark.parametrize(
     ("section", "value", "point"), [("cache", "bytes, measured", "context"), ("memory", "peak, MB", "phase")]
 )

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that a decode step must read: over the bandwidth of memory, they bound its time."""
+
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from configuration_plt import PLTConfig
+from modeling_plt.packed import PackedLinear
+from modeling_plt.passes_plt import passes
+
+from .cache_bytes import theory
+
+
+def weight_bytes(part: nn.Module) -> int:
+    """Of all weights, packed as they are, but those of embeddings, of which a token reads one row."""
+    total = 0
+    for module in part.modules():
+        if isinstance(module, PackedLinear):
+            total += module.product.nbytes + (0 if module.bias is None else module.bias.nbytes)
+        elif not isinstance(module, nn.Embedding):
+            total += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+    return total
+
+
+def step_bytes(model: PreTrainedModel, batch_size: int, context: int) -> int:
+    """The layers once in each pass, the head once, and for each sequence a KV cache of `context` tokens."""
+    config = model.config
+    num_passes = len(passes(config, 1, 1, not config.one_pass)) if isinstance(config, PLTConfig) else 1
+    cache = batch_size * theory(config, context, model.dtype.itemsize)
+    return num_passes * weight_bytes(model.model) + weight_bytes(model.lm_head) + cache
