@@ -156,7 +156,7 @@ class PLTAttention(nn.Module):
             layer_input = tail(layer_input, num_loops * num_queries).unflatten(1, (num_loops, -1))
             # computed in float32, in which a gate near 1 has a gradient
             gate = self.plt_gate(layer_input[:, first:], query[:, first:]).unsqueeze(-1)
-            mixed = gate.to(own.dtype) * output[:, first:] + (1 - gate).to(own.dtype) * own
+            mixed = torch.lerp(own, output[:, first:], gate.to(own.dtype))
             output = concatenate((output[:, :first], mixed), dim=1) if first else mixed
         elif self.plt_gate is not None and self.training:
             output = output + zero_of(self.plt_gate).to(output.dtype)

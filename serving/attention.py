@@ -185,5 +185,5 @@ class PLTAttention(nn.Module):
         """`g * shared + (1 - g) * own` (paper), of rows of later loops, `[rows, H * Dh]`."""
         heads = (-1, self.num_heads, self.head_dim)
         gate = self.plt_gate(layer_input, query.view(heads))
-        mixed = gate.to(own.dtype) * shared.view(heads) + (1 - gate).to(own.dtype) * own.view(heads)
+        mixed = torch.lerp(own.view(heads), shared.view(heads), gate.to(own.dtype))
         return mixed.flatten(1)
