@@ -3,9 +3,12 @@
 
     python -m serving_plt.benchmark --output results/serving/bfloat16
     python -m serving_plt.benchmark --size tiny --dtype float32 --batches 1 2 --prompts 64 --output runs/serving
+    python -m serving_plt.benchmark --rows loop-2 loop-3 loop-4 plt-2 plt-3 plt-4 --batches 1 4 --prompts 1024 \
+        --rounds 15 --output results/serving/loops-avx512
 
 Weights are random, of one size in all rows. Each row has an engine in a process of its own, and all of them are alive:
-in each round they take turns, so that a ratio compares what ran within seconds. The median of the rounds counts.
+in each round they take turns, so that a ratio compares what ran within seconds. The median of the rounds counts. With
+the rows of the last command there is the parallel efficiency of 1 to 4 loops, too.
 """
 
 import argparse
@@ -34,12 +37,16 @@ from .timed_engine import (
     warm_up,
 )
 
+USUAL_ROWS = ["plain", "loop-2", "plt-2, in turn", "plt-2", "plt-3"]
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.3b", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all; plain always runs")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=USUAL_ROWS, help="default: %(default)s; plain always runs"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 32], help="default: 1 4 32")
     parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 2048], help="default: 1024 2048")
     parser.add_argument("--steps", type=int, default=16, help="that decode in each round; default: %(default)s")

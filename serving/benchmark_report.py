@@ -13,9 +13,12 @@ from matplotlib.figure import Figure
 
 from benchmarks_plt.report import Section, write
 from benchmarks_plt.rows import PUBLISHED, PUBLISHED_MS
-from benchmarks_plt.setting import device_name
+from benchmarks_plt.setting import device_name, headline
 from benchmarks_plt.timing import ratios_to_plain
 from benchmarks_plt.versions import versions
+
+from . import benchmark_loops
+from .timed_engine import CONTEXT
 
 IN_TURN = "plt-2, in turn"
 
@@ -24,22 +27,31 @@ def write_report(
     folder: Path, plan: dict[str, Any], engines: list[dict[str, Any]], rounds: list[dict[str, Any]]
 ) -> None:
     """`benchmark.md`, `.json` and `.png`, of the rounds that there are."""
-    sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = {"device": device_name(device), "cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
     setting |= {"parameters": engines[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
+    sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
+    if {engine["row"] for engine in engines} >= benchmark_loops.ROWS:
+        by_batch = {int(batch): of_rounds("decode", batch, rounds) for batch in rounds[0]["decode"]}
+        sections.append(benchmark_loops.loops_section(by_batch, CONTEXT, headline(setting)))
     write(folder, "benchmark", setting, [*sections, projections(rounds), memory(engines)])
+
+
+def of_rounds(kind: str, number: str, rounds: list[dict[str, Any]]) -> pd.DataFrame:
+    """Milliseconds, a line per round and a column per row."""
+    return pd.DataFrame([one[kind][number] for one in rounds])
 
 
 def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
     """Milliseconds and ratios to plain, which ran in the same round: their median, and how far the rounds differ."""
     tables = []
     for number in rounds[0][kind]:
-        milliseconds = pd.DataFrame([one[kind][number] for one in rounds])
+        milliseconds = of_rounds(kind, number, rounds)
         ratios, middle = ratios_to_plain(milliseconds), milliseconds.median()
         figures = {{"decode": "batch", "prefill": "tokens"}[kind]: int(number), "ms": middle}
         figures |= {"tokens/s": 1000 * int(number) / middle, "to plain": ratios.median()}
         figures |= {"least": ratios.min(), "greatest": ratios.max()}
+        figures["ms, by round"] = pd.Series(milliseconds.to_dict("list"))
         if kind == "decode":
             figures["paper, batch 4"] = pd.Series(PUBLISHED_MS) / PUBLISHED_MS["plain"]
         if {"plt-2", IN_TURN} <= set(milliseconds):

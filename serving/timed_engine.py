@@ -14,17 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks_plt.rows import LOOP, PLT
+from benchmarks_plt.rows import LOOPED_ROWS, PLT
 from configuration_plt import PLTConfig
 from conversion_plt.plan import expected_shapes
 
 ROWS: dict[str, dict[str, Any]] = {  # fields of PLTConfig
-    "plain": {"num_loops": 1},
-    "loop-2": {"num_loops": 2} | LOOP,
-    "plt-2, in turn": {"num_loops": 2, "one_pass": False} | PLT,
-    "plt-2": {"num_loops": 2} | PLT,
-    "plt-3": {"num_loops": 3} | PLT,
-}
+    row.name: {"num_loops": row.num_loops} | row.mechanisms for rows in LOOPED_ROWS.values() for row in rows
+} | {"plt-2, in turn": {"num_loops": 2, "one_pass": False} | PLT}
 COMMON = {"vocab_size": 32000, "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": None}
 SIZES = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
