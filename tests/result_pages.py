@@ -23,6 +23,7 @@ def tables_of(text: str) -> list[list[dict[str, str]]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if header is None:
             header = cells
+            assert len(set(header)) == len(header), f"two columns of one name: {header}"
             tables.append([])
         elif not set(line) <= set("|-: "):
             tables[-1].append(dict(zip(header, cells, strict=True)))
