@@ -30,11 +30,12 @@ def write_report(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = {"device": device_name(device), "cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
     setting |= {"parameters": engines[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
+    title = headline(setting)
     sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
     if {engine["row"] for engine in engines} >= benchmark_loops.ROWS:
         by_batch = {int(batch): of_rounds("decode", batch, rounds) for batch in rounds[0]["decode"]}
-        sections.append(benchmark_loops.loops_section(by_batch, CONTEXT, headline(setting)))
-    write(folder, "benchmark", setting, [*sections, projections(rounds), memory(engines)])
+        sections.append(benchmark_loops.loops_section(by_batch, CONTEXT, title))
+    write(folder, "benchmark", title, setting, [*sections, projections(rounds), memory(engines)])
 
 
 def of_rounds(kind: str, number: str, rounds: list[dict[str, Any]]) -> pd.DataFrame:
