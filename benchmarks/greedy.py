@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed of a model: a few decoded tokens, or the first one after a prompt."""
+"""What is timed of a model: a few decoded tokens, the first one after a prompt, or all logits of it."""
 
 from collections.abc import Callable
 
@@ -48,5 +48,15 @@ def first_token(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[],
     @torch.inference_mode()
     def sample() -> None:
         model(input_ids, logits_to_keep=1, use_cache=True).logits[:, -1].argmax(-1)
+
+    return sample
+
+
+def all_logits(model: PreTrainedModel, input_ids: torch.Tensor) -> Callable[[], None]:
+    """A sample that computes the logits at every position of `input_ids` `[1, T]`, without a cache."""
+
+    @torch.inference_mode()
+    def sample() -> None:
+        model(input_ids, use_cache=False)
 
     return sample

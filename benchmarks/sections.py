@@ -9,12 +9,16 @@ from . import decode, peak_memory
 from .cache_bytes import measure_cache
 from .models import SharedWeights
 from .plots import plot_cache, plot_loops, plot_prefill
-from .prefill import measure_prefill
+from .prefill import measure_prefill, measure_scoring
 from .report import Section
 from .rows import PUBLISHED, PUBLISHED_CACHE, PUBLISHED_MS, Row
 from .train import measure_training
 
 PASSES = "Passes: of the plain row's layers, per token."
+BOUND = (
+    "Bound: of the ratio to plain, the products of weights with positions over plain's. The head runs once, and "
+    "positions that no output needs are not computed; what attention computes of keys is on top."
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def loops_section(run: Run) -> Section:
     notes = [
         f"{run.rounds} rounds of {decode.TOKENS} tokens.",
         note_on_bound(table),
-        "Parallel efficiency: time of one loop over the time of L, 1 if further loops are free, 1 / L if each costs "
-        "as much as the first.",
+        "Parallel efficiency: time of L loops in turn, as the vanilla loop runs them in the same round, over L times "
+        "that of PLT's L loops together: about 1 if further loops are free, 1 / L if they take as long as in turn. "
+        "The vanilla loop itself has 1 / L.",
     ]
     return Section("loops", "Decoding by loops", table, notes, {"latency_by_loops": plot_loops(table, run.headline)})
 
@@ -74,7 +79,18 @@ def prefill_section(run: Run) -> Section:
         f"{run.rounds} rounds. In each, a row fills a new cache with the prompt, batch 1, and picks the next token. "
         f"{PASSES}"
     )
-    return Section("prefill", "Prefill", table, [note], {"first_token_by_prompt": plot_prefill(table, run.headline)})
+    return Section(
+        "prefill", "Prefill", table, [note, BOUND], {"first_token_by_prompt": plot_prefill(table, run.headline)}
+    )
+
+
+def score_section(run: Run) -> Section:
+    table = measure_scoring(run.weights, run.rows, run.prompt, run.rounds)
+    note = (
+        f"{run.rounds} rounds. In each, a row computes all logits of the prompt, batch 1, without a cache. Nothing is "
+        f"pruned: every loop computes every position. {PASSES}"
+    )
+    return Section("score", "Scoring", table, [note, BOUND])
 
 
 def train_section(run: Run) -> Section:
@@ -83,7 +99,7 @@ def train_section(run: Run) -> Section:
         f"{run.rounds} rounds. A step is forward with loss and backward of one row of tokens, and freeing the "
         f"gradients; no optimizer, no checkpointing. Its memory is in the table of peak memory. {PASSES}"
     )
-    return Section("train", "Training step", table, [note])
+    return Section("train", "Training step", table, [note, BOUND])
 
 
 def cache_section(run: Run) -> Section:
@@ -115,5 +131,6 @@ SECTIONS = {
     "decode": decode_section,
     "loops": loops_section,
     "prefill": prefill_section,
+    "score": score_section,
     "train": train_section,
 }

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from .arithmetic import with_bound
 from .models import SharedWeights, random_ids
 from .rows import Row
 from .timing import measure_rows
@@ -27,7 +28,6 @@ def measure_training(weights: SharedWeights, rows: list[Row], length: int, round
     def sample(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
         return training_step(model, random_ids(tokens, weights.setup))
 
-    table = measure_rows(
-        {row: weights.build(row) for row in rows}, [{"tokens": length}], sample, rounds, "ms per step"
-    )
-    return table.assign(**{"ratio to passes x plain": table["ratio to plain"] / table["passes"]})
+    models = {row: weights.build(row) for row in rows}
+    table = measure_rows(models, [{"tokens": length}], sample, rounds, "ms per step")
+    return with_bound(table, models, "tokens", num_outputs=0)

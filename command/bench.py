@@ -120,12 +120,20 @@ add(
     "loops",
     ("loops",),
     "Milliseconds per token for 1 to 4 loops.\n\nOf PLT and of the vanilla loop, with the parallel efficiency: time "
-    "of one loop over that of L.",
+    "of L loops in turn over L times that of L together.",
     batch=Batch,
     context=Context,
     **DECODE,
 )
 add("prefill", ("prefill",), "Time to first token, by prompt length.", rows=Rows, prompt=Prompts, rounds=Rounds)
+add(
+    "score",
+    ("score",),
+    "Time to all logits of a prompt, by its length.\n\nWithout a cache, as when texts are scored.",
+    rows=Rows,
+    prompt=Prompts,
+    rounds=Rounds,
+)
 add(
     "train",
     ("train",),
@@ -136,7 +144,7 @@ add(
 )
 add(
     "all",
-    ("memory", "cache", "decode", "loops", "prefill", "train"),
+    ("memory", "cache", "decode", "loops", "prefill", "score", "train"),
     "All of these.\n\n`loops` takes the first batch size and context, `memory` the longest prompt.",
     rows=Rows,
     batch=Batches,

@@ -15,7 +15,7 @@ from benchmarks_plt.decode import measure_decoding
 from benchmarks_plt.filled_cache import fill, new_cache
 from benchmarks_plt.greedy import TOKENS, greedy_steps
 from benchmarks_plt.models import Setup, SharedWeights, empty_model, random_ids, row_config
-from benchmarks_plt.plots import plot_prefill
+from benchmarks_plt.plots import plot_loops, plot_prefill
 from benchmarks_plt.report import Section, cell, records, write
 from benchmarks_plt.rows import LOOPED_ROWS, PLAIN, ROWS
 from benchmarks_plt.sizes import SIZES
@@ -35,6 +35,7 @@ SWEEP = ("--batch-sizes", "1", "2", "--contexts", "6", "20", "--prompt-lengths",
 SECTIONS = {
     "decode": ["decode"],
     "prefill": ["prefill"],
+    "score": ["score"],
     "train": ["train"],
     "memory": ["memory", "cache"],
     "loops": ["loops"],
@@ -43,6 +44,7 @@ FIGURES = {"prefill": "first_token_by_prompt", "cache": "cache_by_context", "loo
 TIME_LABELS = {
     "decode": "ms per token",
     "prefill": "ms to first token",
+    "score": "ms to all logits",
     "train": "ms per step",
     "loops": "ms per token",
 }
@@ -93,9 +95,9 @@ def test_every_row_is_measured_at_every_point(results):
     points = {(batch, context) for batch in (1, 2) for context in (6, 20)}
     assert [record["row"] for record in results["decode"]] == names * 4
     assert {(record["batch"], record["context"]) for record in results["decode"]} == points
-    assert [(record["prompt"], record["row"]) for record in results["prefill"]] == [
-        (n, r) for n in (8, 16) for r in names
-    ]
+    for section in ("prefill", "score"):
+        found = [(record["prompt"], record["row"]) for record in results[section]]
+        assert found == [(n, r) for n in (8, 16) for r in names]
     assert [record["row"] for record in results["train"]] == names
     contexts = (6, 20, 512, 1024, 2048, 4608)
     assert [(record["context"], record["row"]) for record in results["cache"]] == [
@@ -127,14 +129,29 @@ def test_times_and_ratios_follow_from_the_rounds(results, section):
             assert record["ratio to plain"] == 1
 
 
-def test_what_is_derived_from_ratios(results):
+def test_passes_are_those_of_each_row(results):
     passes = {"loop-2": 2, "shift-2": 2, "shared-2": 2, "plt-2": 2, "plt-3": 3, "deep-2": 2}
-    for record in results["train"]:
-        num_passes = passes.get(record["row"], 1)
-        assert record["passes"] == num_passes
-        assert record["ratio to passes x plain"] == record["ratio to plain"] / num_passes
+    for section in ("decode", "prefill", "score", "train"):
+        for record in results[section]:
+            assert record["passes"] == passes.get(record["row"], 1)
+
+
+def test_parallel_efficiency_is_time_in_turn_over_that_of_as_many_loops_together(results):
+    rounds = {(record["kind"], record["loops"]): record["ms per token, by round"] for record in results["loops"]}
     for record in results["loops"]:
-        assert record["parallel efficiency"] == 1 / record["ratio to plain"]
+        num_loops, together = record["loops"], rounds["PLT", record["loops"]]
+        in_turn = rounds["vanilla loop", num_loops]
+        efficiency = statistics.median([a / (num_loops * b) for a, b in zip(in_turn, together, strict=True)])
+        assert record["parallel efficiency"] == (pytest.approx(efficiency) if record["kind"] == "PLT" else None)
+    assert results["loops"][0]["parallel efficiency"] == 1
+
+
+def test_the_plot_of_loops_has_the_bound_and_the_efficiency(results):
+    table = pd.DataFrame(results["loops"])
+    axes = plot_loops(table, "headline").axes[0]
+    bound = next(line for line in axes.lines if line.get_label() == "PLT, bound")
+    assert bound.get_xydata().tolist() == table[["loops", "bound, ms"]][:4].to_numpy().tolist()
+    assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in table["parallel efficiency"][:4]]
 
 
 @pytest.mark.parametrize("section", ["decode", "loops"])

@@ -5,12 +5,16 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from benchmarks_plt.arithmetic import multiplications, with_bound
 from benchmarks_plt.decode import measure_decoding
-from benchmarks_plt.models import Setup, SharedWeights
+from benchmarks_plt.greedy import all_logits, first_token
+from benchmarks_plt.models import Setup, SharedWeights, empty_model, random_ids
 from benchmarks_plt.rows import PLAIN, ROWS
 from benchmarks_plt.sizes import SIZES
 from benchmarks_plt.step_bytes import step_bytes
+from benchmarks_plt.train import training_step
 
 TINY = Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa")
 # elements of a tiny model: two layers of width 64, 4 heads and 2 KV heads of 16, an MLP of 128, 256 words, window 8
@@ -79,3 +83,29 @@ def test_the_bound_of_a_step_is_its_bytes_over_the_faster_measured_bandwidth(mon
     assert table["bound, ms"].tolist() == pytest.approx([number / 4e6 for number in read])
     shares = [number / 4e6 / ms for number, ms in zip(read, [0.7, 1, 0.7, 1], strict=True)]
     assert table["bound / time"].tolist() == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+@pytest.mark.parametrize("length", [2, 5, 30])
+@pytest.mark.parametrize("make_sample", [first_token, all_logits, training_step])
+def test_multiplications_are_those_that_the_model_does(row, length, make_sample):
+    model, counts = SharedWeights(TINY).build(row), []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(
+                lambda linear, inputs, output: counts.append(linear.weight.numel() * inputs[0].shape[:-1].numel())
+            )
+    make_sample(model, random_ids(length, TINY))()
+    assert sum(counts) == multiplications(model, length, num_outputs=1 if make_sample is first_token else 0)
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "length", "bounds"),
+    [(1, 4096, {"plain": 1, "plt-2": 1.14, "loop-2": 2.06}), (1, 16384, {"plain": 1, "plt-2": 1.03})]
+    + [(0, length, {"plain": 1, "llama": 1, "plt-2": 1.9, "plt-3": 2.79}) for length in (256, 4096)],
+)
+def test_bounds_of_half_a_billion_parameters_are_those_of_the_page(num_outputs, length, bounds):
+    setup = replace(TINY, fields=SIZES["0.5b"])
+    models = {ROWS[name]: empty_model(setup, ROWS[name]) for name in bounds}
+    table = with_bound(pd.DataFrame({"row": list(bounds), "n": length}), models, "n", num_outputs)
+    assert table["bound"].round(2).tolist() == list(bounds.values())
