@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks_plt.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 from benchmarks_plt.rows import PACKED, ROWS
 from benchmarks_plt.sizes import SIZES
 
@@ -47,8 +48,10 @@ Packed = Annotated[
     option("--pack", "|".join(PACKED), "Decode with packed weights, in all rows but llama.", one_of(PACKED)),
 ]
 Output = Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="For what is written.")]
+Size = Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))]
+Threads = Annotated[int | None, option("--threads", "N", "Of the CPU [default: PyTorch's].")]
 SHARED = {
-    "size": Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))],
+    "size": Size,
     "fields": Annotated[list[str] | None, option("--set", "FIELD=VALUE...", "Of PLTConfig, for all rows.", str)],
     "dtype": Annotated[
         str | None,
@@ -60,7 +63,7 @@ SHARED = {
     "attn_implementation": Annotated[
         str, option("--attn-implementation", "NAME", f"One of {', '.join(ATTENTION)}.", one_of(ATTENTION))
     ],
-    "threads": Annotated[int | None, option("--threads", "N", "Of the CPU [default: PyTorch's].")],
+    "threads": Threads,
     "output": Output,
 }
 DEFAULTS = {
@@ -164,6 +167,40 @@ def fit(ctx: typer.Context, output: Output = DEFAULTS["output"]) -> None:
     with needing_the_extra():
         from benchmarks_plt import fit as formulas
     formulas.fit(ctx.obj, output)
+
+
+@app.command(
+    cls=ListsCommand,
+    epilog="\b\nProducts:\n" + "\n".join(f"  {name:12} {meaning}" for name, meaning in PRODUCTS.items()),
+)
+def products(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str], option("--products", "NAME...", "onnxruntime needs the extra `tools`.", one_of(PRODUCTS))
+    ] = NEED_NOTHING,
+    counts: Annotated[list[int], option("--row-counts", "N...", "Loops times batch.")] = ROW_COUNTS,
+    rounds: Annotated[int, option("--rounds", "N", "Timed rounds, after the warm-up.")] = 9,
+    size: Size = DEFAULTS["size"],
+    dtype: Annotated[
+        str, option("--dtype", "|".join(DTYPES[:2]), "Of weight and rows.", one_of(DTYPES[:2]))
+    ] = "float32",
+    threads: Threads = None,
+    output: Output = DEFAULTS["output"],
+) -> None:
+    """Milliseconds of one product on a CPU, by every way there is.
+
+    Of a few rows with the weight of an MLP, beside the time that reading the weight takes. Not part of `all`.
+    """
+    with needing_the_extra():
+        import torch
+
+        from benchmarks_plt import product_times
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        product_times.measure(ctx.obj, names, size, getattr(torch, dtype), counts, rounds, output)
+    except NotImplementedError as error:
+        raise typer.BadParameter(str(error), param_hint="--products") from error
 
 
 @app.command()

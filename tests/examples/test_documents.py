@@ -203,6 +203,7 @@ def test_benchmarks_take_their_options(line, monkeypatch):
     measured = []
     monkeypatch.setattr("benchmarks_plt.measure.measure", lambda *args, **options: measured.append(options))
     monkeypatch.setattr("benchmarks_plt.fit.fit", lambda *args: measured.append(args))
+    monkeypatch.setattr("benchmarks_plt.product_times.measure", lambda *args: measured.append(args))
     monkeypatch.setattr("benchmarks_plt.convert.measure_conversion", measured.append)
     monkeypatch.setattr("benchmarks_plt.compare.compare", measured.append)
     words = shlex.split(line)[1:]
