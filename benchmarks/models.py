@@ -31,6 +31,11 @@ class Setup:
     compiled: bool = False  # decode with a static cache and a compiled step
     packed: str | None = None  # one of `PACKED`, for all rows but Llama, which is as transformers has it
 
+    @property
+    def packed_dtype(self) -> torch.dtype | None:
+        """What `pack_weights` takes."""
+        return None if self.packed == "same" else getattr(torch, self.packed)
+
 
 def row_config(fields: dict, row: Row) -> PreTrainedConfig:
     """The config of a row: `PLTConfig`, or `LlamaConfig` with its values."""
@@ -76,7 +81,7 @@ class SharedWeights:
         model = self.build(row)
         if self.setup.packed is None or row.is_llama:
             return model
-        dtype = None if self.setup.packed == "same" else getattr(torch, self.setup.packed)
+        dtype = self.setup.packed_dtype
 
         def product(weight: Tensor) -> PackedProduct:
             if weight.data_ptr() not in self.products:

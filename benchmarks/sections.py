@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import decode, peak_memory
+from .alone import how_measured
 from .cache_bytes import measure_cache
 from .models import SharedWeights
 from .plots import plot_cache, plot_loops, plot_prefill
@@ -97,7 +98,7 @@ def train_section(run: Run) -> Section:
     table = measure_training(run.weights, run.rows, run.tokens, run.rounds)
     note = (
         f"{run.rounds} rounds. A step is forward with loss and backward of one row of tokens, and freeing the "
-        f"gradients; no optimizer, no checkpointing. Its memory is in the table of peak memory. {PASSES}"
+        f"gradients; no optimizer, no checkpointing. Its memory is in the table of memory. {PASSES}"
     )
     return Section("train", "Training step", table, [note, BOUND])
 
@@ -114,15 +115,8 @@ def cache_section(run: Run) -> Section:
 
 def memory_section(run: Run) -> Section:
     setup = run.weights.setup
-    measured = "the resident set, in which Python and the libraries count in"
-    if setup.device.type == "cuda":
-        measured = "what PyTorch allocated on the GPU"
-    note = (
-        f"Each row and phase in a process of its own, batch 1; the peak is {measured}. Prefill and decode: the prompt "
-        f"and {peak_memory.TOKENS} more tokens. Training: one step, as timed in `plt bench train`."
-    )
     table = peak_memory.measure_memory(setup, run.rows, max(run.prompt), run.tokens)
-    return Section("memory", "Peak memory", table, [note])
+    return Section("memory", "Memory by phase", table, [how_measured(setup.device), *peak_memory.NOTES])
 
 
 SECTIONS = {

@@ -104,11 +104,12 @@ DECODE = {"rounds": Rounds, "compiled": Compiled, "packed": Packed}
 add(
     "memory",
     ("memory", "cache"),
-    "Peak memory and bytes of the KV cache.\n\nEach row in a process of its own; the cache by formula, and filled.",
+    "Memory by phase, beside formulas.\n\nEach row and phase in a process of its own; the KV cache by context, too.",
     rows=Rows,
     context=Contexts,
     prompt=Prompt,
     tokens=Tokens,
+    packed=Packed,
 )
 add(
     "decode",

@@ -72,6 +72,10 @@ def bytes_of_layer(config: PLTConfig, bf16: bool) -> tuple[float, float]:
     q, k = config.num_attention_heads * config.head_dim, key_size(config)
     size, casts = (2, 3) if bf16 else (4, 0)
     first = 16 * d + size * ((2 + casts) * d + 2 * q + 2 * k + 4 * f)
+    if config.own_window is None:
+        return first, first
+    if config.own_window == 0:
+        return first, first - size * 2 * k  # the keys and values are the first loop's
     # both attentions and their gate; each block of W queries has keys and values of 2 W - 1 positions, for all heads
     windows = 2 * q * (2 * window - 1) / window + 2 * window
     later = 20 * d + size * ((3 + casts) * d + 7 * q + k + windows + 4 * f)

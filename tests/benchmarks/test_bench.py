@@ -15,6 +15,7 @@ from benchmarks_plt.decode import measure_decoding
 from benchmarks_plt.filled_cache import fill, new_cache
 from benchmarks_plt.greedy import TOKENS, greedy_steps
 from benchmarks_plt.models import Setup, SharedWeights, empty_model, random_ids, row_config
+from benchmarks_plt.peak_memory import PHASES
 from benchmarks_plt.plots import plot_loops, plot_prefill
 from benchmarks_plt.report import Section, cell, records, write
 from benchmarks_plt.rows import LOOPED_ROWS, PLAIN, ROWS
@@ -103,7 +104,7 @@ def test_every_row_is_measured_at_every_point(results):
     assert [(record["context"], record["row"]) for record in results["cache"]] == [
         (n, r) for n in contexts for r in names
     ]
-    phases = ("prefill and decode", "training")
+    phases = [name for name in PHASES if name != "packed weights"]
     assert [(record["phase"], record["row"]) for record in results["memory"]] == [
         (p, r) for p in phases for r in names
     ]
@@ -164,12 +165,13 @@ def test_bounds_of_decoding_are_of_one_bandwidth_which_is_named(results, folder,
 
 
 @pytest.mark.parametrize(
-    ("section", "value", "point"), [("cache", "bytes, measured", "context"), ("memory", "peak, MB", "phase")]
+    ("section", "value", "point"), [("cache", "bytes, measured", "context"), ("memory", "measured, MB", "phase")]
 )
 def test_ratios_of_bytes_are_to_plain_at_the_same_point(results, section, value, point):
     plain = {record[point]: record[value] for record in results[section] if record["row"] == "plain"}
     for record in results[section]:
-        assert record["ratio to plain"] == pytest.approx(record[value] / plain[record[point]])
+        if plain[record[point]] > 0:  # a page, of which the smallest phases have none
+            assert record["ratio to plain"] == pytest.approx(record[value] / plain[record[point]])
 
 
 def test_cells_read_well():
@@ -214,15 +216,6 @@ def test_measured_cache_bytes_are_those_of_the_formula(results):
         "plt-3": column * (4608 + 2 * 7) + 3 * state + 8,
         "deep-2": 2 * column * 4608 + state + 8,
     }
-
-
-def test_peak_memory_counts_in_the_weights(results):
-    weights = {record["row"]: record["weights, MB"] for record in results["memory"]}
-    assert weights["plain"] == weights["llama"] == weights["loop-2"] == 106816 * 4 / 1e6
-    assert weights["plain"] < weights["plt-2"] == weights["plt-3"] < weights["deep-2"]
-    for record in results["memory"]:
-        assert record["peak, MB"] > record["weights, MB"]
-        assert record["ratio to plain"] > 0.5
 
 
 def test_the_setting_is_stated(results, folder):

@@ -59,6 +59,18 @@ def test_what_a_layer_keeps_grows_as_computed_with_each_size(name, value, bf16):
     assert kept[1] - kept[0] - casts == pytest.approx(BATCH * LENGTH * sum(bytes_of_layer(config, bf16)), rel=0.03)
 
 
+@pytest.mark.parametrize("loop_attention", ["own", "shared"])
+def test_what_a_later_loop_keeps_depends_on_its_attention(loop_attention):
+    config = PLTConfig(**SIZES, num_loops=2, loop_attention=loop_attention)
+    kept = [
+        saved_bytes(
+            PLTConfig(**SIZES | {"num_loops": 2, "num_hidden_layers": n}, loop_attention=loop_attention), False
+        )
+        for n in (1, 2)
+    ]
+    assert kept[1] - kept[0] == pytest.approx(BATCH * LENGTH * sum(bytes_of_layer(config, bf16=False)), rel=0.01)
+
+
 def saved_bytes(config: PLTConfig, bf16: bool) -> int:
     """Of all tensors that the backward will read, but parameters."""
     model, input_ids = PLTForCausalLM(config).train(), tiny_ids(BATCH, LENGTH)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that a phase takes, by formula, in one sequence."""
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from configuration_plt import PLTConfig
+from modeling_plt.passes_plt import passes
+from training_plt.memory import bytes_of_layer
+
+from .cache_bytes import theory
+
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+def as_plt(config: PreTrainedConfig) -> PLTConfig:
+    """A config with the sizes of a Llama, or the PLT itself."""
+    if isinstance(config, PLTConfig):
+        return config
+    names = (*SIZES, "num_hidden_layers")
+    return PLTConfig(num_loops=1, **{name: getattr(config, name) for name in names})
+
+
+def prefill(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
+    """Embeddings, the state of the loop before, the cache so far, and a layer whose MLP works.
+
+    Over Q positions an MLP holds its activated gate, the up projection and their product, 3 Q F numbers, beside the
+    sum of input and attention and its norm. A PLT's layer also keeps the norm of its input, and the attention's
+    output.
+    """
+    is_plt = isinstance(config, PLTConfig)
+    plt = as_plt(config)
+    per_layer = 2 * num_tokens * config.num_key_value_heads * config.head_dim
+    live = []
+    for run in passes(plt, num_tokens, num_outputs=1, in_turn=True):
+        outside = (1 + (run.loops.start > 0)) * num_tokens * config.hidden_size
+        for layer, entering, leaving in zip(run.layers, run.spans[:-1], run.spans[1:], strict=True):
+            in_layer = leaving * (3 * config.intermediate_size + (2 + is_plt) * config.hidden_size)
+            in_layer += entering * (1 + is_plt) * config.hidden_size
+            before = run.loops.start * config.num_hidden_layers
+            cached = (
+                before + layer + 1 if plt.own_window is None else min(before + layer + 1, config.num_hidden_layers)
+            )
+            live.append(outside + cached * per_layer + in_layer)
+    return itemsize * max(live)
+
+
+def decode(config: PreTrainedConfig, context: int, num_new: int, itemsize: int) -> int:
+    """The new tokens' part of the cache, the keys of a layer once more while a column is added, and the logits."""
+    grown = theory(config, context + num_new, itemsize) - theory(config, context, itemsize)
+    keys = (context + num_new) * config.num_key_value_heads * config.head_dim
+    return grown + itemsize * (keys + config.vocab_size)
+
+
+def activations(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
+    """What the layers of all loops keep for the backward, as `training_plt.memory` counts it, and the log-softmax."""
+    return of_loops(config, num_tokens, itemsize, as_plt(config).num_loops) + of_vocabulary(
+        config, num_tokens, itemsize
+    )
+
+
+def training_step(config: PreTrainedConfig, num_tokens: int, weights: int, itemsize: int) -> int:
+    """The greatest of three moments.
+
+    All activations, and two more tensors `[T, V]` where the backward begins; the activations of earlier loops, and
+    gradients of all but the embeddings, where it has left the last loop; all gradients.
+    """
+    begins = activations(config, num_tokens, itemsize) + 2 * of_vocabulary(config, num_tokens, itemsize)
+    embeddings = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    earlier = of_loops(config, num_tokens, itemsize, as_plt(config).num_loops - 1)
+    return max(begins, earlier + weights - itemsize * embeddings, weights)
+
+
+def of_loops(config: PreTrainedConfig, num_tokens: int, itemsize: int, num_loops: int) -> int:
+    """The activations of the first loops; those of none are 0."""
+    first, later = bytes_of_layer(as_plt(config), bf16=False)
+    kept = (num_loops > 0) * first + max(num_loops - 1, 0) * later
+    return int(config.num_hidden_layers * num_tokens * kept * itemsize / 4)  # kept counts float32
+
+
+def of_vocabulary(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
+    """A number for each token and each entry of the vocabulary."""
+    return num_tokens * config.vocab_size * itemsize
