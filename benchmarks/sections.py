@@ -14,6 +14,7 @@ from .prefill import measure_prefill, measure_scoring
 from .report import Section
 from .rows import PUBLISHED, PUBLISHED_CACHE, PUBLISHED_MS, Row
 from .train import measure_training
+from .window_masks import measure_masks
 
 PASSES = "Passes: of the plain row's layers, per token."
 BOUND = (
@@ -34,6 +35,7 @@ class Run:
     context: list[int]
     prompt: list[int]
     tokens: int
+    lengths: list[int]
     rounds: int
 
 
@@ -119,6 +121,18 @@ def memory_section(run: Run) -> Section:
     return Section("memory", "Memory by phase", table, [how_measured(setup.device), *peak_memory.NOTES])
 
 
+def masks_section(run: Run) -> Section:
+    setup = run.weights.setup
+    table = measure_masks(setup, run.lengths, run.rounds)
+    notes = [
+        f"{run.rounds} rounds. One later loop's window in one layer of plt-2, batch 1: `PLTAttention.attend_window` "
+        "with the mask in blocks that the model makes, and with the dense one of transformers. A mask "
+        "is made once for all layers and later loops; forward and backward are of each layer and later loop.",
+        f"MB: at most, beyond inputs and (but where it is made) the mask. {how_measured(setup.device)}",
+    ]
+    return Section("masks", "Masks of the window", table, notes)
+
+
 SECTIONS = {
     "memory": memory_section,
     "cache": cache_section,
@@ -127,4 +141,5 @@ SECTIONS = {
     "prefill": prefill_section,
     "score": score_section,
     "train": train_section,
+    "masks": masks_section,
 }

@@ -18,9 +18,10 @@ SIZES = {
 TINY = {"batch": [1, 2], "context": [16, 32], "prompt": [8, 16, 32], "tokens": 16, "rounds": 3}
 ON_CPU = {"batch": [1, 4], "context": [256, 2048], "prompt": [64, 128, 256], "tokens": 64, "rounds": 3}
 ON_GPU = {"batch": [1, 4, 8], "context": [512, 4608], "prompt": [128, 512, 2048, 8192], "tokens": 2048, "rounds": 15}
+LENGTHS = [512, 1024, 4096, 16384]  # of which the masks are measured
 
 
 def suggested_sweep(size: str, device_type: str) -> dict:
     if size == "tiny":
-        return TINY
-    return ON_GPU if device_type == "cuda" else ON_CPU
+        return TINY | {"lengths": [16, 32]}
+    return (ON_GPU if device_type == "cuda" else ON_CPU) | {"lengths": LENGTHS}

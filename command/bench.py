@@ -41,6 +41,7 @@ Context = Annotated[tuple | None, option("--context", "N", "Tokens in the cache.
 Prompts = Annotated[list[int] | None, option("--prompt-lengths", "N...", "Tokens of a prompt.")]
 Prompt = Annotated[tuple | None, option("--prompt-length", "N", "Tokens of a prompt.", alone)]
 Tokens = Annotated[int | None, option("--train-length", "N", "Tokens of a training step.")]
+Lengths = Annotated[list[int] | None, option("--lengths", "N...", "Tokens of a sequence.")]
 Rounds = Annotated[int | None, option("--rounds", "N", "Timed rounds, after the warm-up.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Decode with static caches and compiled steps.")]
 Packed = Annotated[
@@ -144,6 +145,13 @@ add(
     "Time of a training step.\n\nForward and backward, no optimizer.",
     rows=Rows,
     tokens=Tokens,
+    rounds=Rounds,
+)
+add(
+    "masks",
+    ("masks",),
+    "Masks of the window in blocks, and a dense one.\n\nTime and memory in a later loop of plt-2. Not part of `all`.",
+    lengths=Lengths,
     rounds=Rounds,
 )
 add(

@@ -13,7 +13,7 @@ import conversion_plt.inspection
 from command_plt.main import main
 
 COMMANDS = ("convert", "inspect", "bench", "transformers")
-BENCHMARKS = ("memory", "decode", "loops", "prefill", "train", "all", "fit", "products", "convert", "compare")
+BENCHMARKS = ("memory", "decode", "loops", "prefill", "train", "masks", "all", "fit", "products", "convert", "compare")
 
 
 def ended(capsys, line):
