@@ -45,17 +45,26 @@ def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: 
     return axes
 
 
-def plot_loops(table: pd.DataFrame, headline: str) -> Figure:
-    """Latency against loops, with the bound of PLT, and at each of its points the parallel efficiency."""
+def plot_loops(table: pd.DataFrame, headline: str) -> Axes:
+    """Latency against loops, and at each point of PLT the parallel efficiency."""
     title = f"Decoding, batch {table['batch'][0]}, context {table['context'][0]}; numbers: parallel efficiency"
     axes = plot(table, headline, title, "loops", "ms per token, by round", "kind")
     axes.axhline(table["ms per token"][0], color="black", linewidth=0.8, linestyle=":", label="plain (one loop)")
     together = table[table["kind"] == "PLT"]
-    axes.plot(together["loops"], together["bound, ms"], color="tab:red", linestyle="--", label="PLT, bound")
     for loops, ms, efficiency in together[["loops", "ms per token", "parallel efficiency"]].to_numpy():
         axes.annotate(f"{efficiency:.2f}", (loops, ms), (0, -14), textcoords="offset points", ha="center", fontsize=8)
     axes.set_ylabel("ms per token (median, fastest to slowest)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return axes
+
+
+def plot_loops_and_bound(table: pd.DataFrame, headline: str) -> Figure:
+    """The same with the bound of PLT."""
+    axes = plot_loops(table, headline)
+    together = table[table["kind"] == "PLT"]
+    axes.plot(together["loops"], together["bound, ms"], color="tab:red", linestyle="--", label="PLT, bound")
     axes.set_ylim(bottom=0)
     axes.legend()
     return axes.figure

@@ -9,7 +9,7 @@ from . import decode, peak_memory
 from .alone import how_measured
 from .cache_bytes import measure_cache
 from .models import SharedWeights
-from .plots import plot_cache, plot_loops, plot_prefill
+from .plots import plot_cache, plot_loops_and_bound, plot_prefill
 from .prefill import measure_prefill, measure_scoring
 from .report import Section
 from .rows import PUBLISHED, PUBLISHED_CACHE, PUBLISHED_MS, Row
@@ -73,7 +73,9 @@ def loops_section(run: Run) -> Section:
         "that of PLT's L loops together: about 1 if further loops are free, 1 / L if they take as long as in turn. "
         "The vanilla loop itself has 1 / L.",
     ]
-    return Section("loops", "Decoding by loops", table, notes, {"latency_by_loops": plot_loops(table, run.headline)})
+    return Section(
+        "loops", "Decoding by loops", table, notes, {"latency_by_loops": plot_loops_and_bound(table, run.headline)}
+    )
 
 
 def prefill_section(run: Run) -> Section:

@@ -29,7 +29,7 @@ def loops_section(times: dict[int, pd.DataFrame], context: int, headline: str) -
     ]
     figures = {"efficiency_by_loops": plot_efficiency(table, headline)}
     for batch, lines_of_batch in table.groupby("batch"):
-        figures[f"latency_by_loops_batch_{batch}"] = plot_loops(lines_of_batch.reset_index(drop=True), headline)
+        figures[f"latency_by_loops_batch_{batch}"] = plot_loops(lines_of_batch.reset_index(drop=True), headline).figure
     return Section("loops", "Decoding by loops", table, notes, figures)
 
 

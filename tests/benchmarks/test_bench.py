@@ -16,7 +16,7 @@ from benchmarks_plt.filled_cache import fill, new_cache
 from benchmarks_plt.greedy import TOKENS, greedy_steps
 from benchmarks_plt.models import Setup, SharedWeights, empty_model, random_ids, row_config
 from benchmarks_plt.peak_memory import PHASES
-from benchmarks_plt.plots import plot_loops, plot_prefill
+from benchmarks_plt.plots import plot_loops_and_bound, plot_prefill
 from benchmarks_plt.report import Section, cell, records, write
 from benchmarks_plt.rows import LOOPED_ROWS, PLAIN, ROWS
 from benchmarks_plt.sizes import SIZES
@@ -149,7 +149,7 @@ def test_parallel_efficiency_is_time_in_turn_over_that_of_as_many_loops_together
 
 def test_the_plot_of_loops_has_the_bound_and_the_efficiency(results):
     table = pd.DataFrame(results["loops"])
-    axes = plot_loops(table, "headline").axes[0]
+    axes = plot_loops_and_bound(table, "headline").axes[0]
     bound = next(line for line in axes.lines if line.get_label() == "PLT, bound")
     assert bound.get_xydata().tolist() == table[["loops", "bound, ms"]][:4].to_numpy().tolist()
     assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in table["parallel efficiency"][:4]]
