@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
             say_and_exit("interrupted", 128 + signal.SIGINT)
         if isinstance(error, MemoryError):
             sys.exit("plt: the memory does not suffice")
-        if isinstance(error, ValueError | OSError | ImportError):
+        if isinstance(error, ValueError | OSError | ImportError | NotImplementedError):
             sys.exit(f"plt: {one_line(error)}")
         raise
 

@@ -18,7 +18,7 @@ FOLDERS = {name: name for name in PACKAGES} | dict(
     line.split(" = ") for line in SETUP["options"]["package_dir"].strip().splitlines()
 )
 EXTRAS = {  # that the folder's users are told to install; the other folders have the core alone
-    "benchmarks": ["bench"],
+    "benchmarks": ["bench", "tools"],  # of `tools`, what is asked for by name
     "conversion": ["convert"],
     "examples": ["train", "eval", "smollm2"],
     "serving": ["vllm", "bench"],

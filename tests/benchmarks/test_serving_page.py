@@ -1,4 +1,4 @@
-"""Each measured number of docs/serving.md, "What loops cost", and of vLLM's row in README.md is that of its file."""
+"""Each measured number of docs/serving.md, "What loops cost", is that of its file."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from result_pages import ROOT, is_rounded, tables_of
 
 PAGE = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("\n## What loops cost\n")[1].split("\n## ")[0]
-README = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Numbers\n")[1].split("\n## ")[0]
 LINK = re.compile(r"results/serving/([\w.-]+)")
 PAPER = re.compile(r" \(paper, batch 4: ([\d.]+)\)")
 LINES = {  # what the lines of a table show: row and figure of the file
@@ -160,7 +159,6 @@ SENTENCES = (  # text, a sentence with `{}` for each number, and the numbers
         figure("float32", "memory", "to plain", **ONE_PASS),
     ),
     (SECTION, "An engine of 309M takes {} GB at most", max(figures("bfloat16-avx512", "memory", "GB at most"))),
-    (README, "there one pass takes {} of the time of the loops in turn", figure(column="to plt-2 in turn", **LARGE)),
 )
 NUMBER = r"([\d.,]*\d)"
 
@@ -193,24 +191,9 @@ def test_every_fraction_and_every_large_number_in_a_sentence_is_one_of_these():
     assert sizes <= set(map(parameters, FILES))
 
 
-def test_the_row_of_vllm_in_the_readme_is_that_of_its_file():
-    (line,) = [line for line in tables_of(README)[0] if "vLLM" in line["figure"]]
-    (file,) = LINK.findall(line["command"])
-    where = {"section": "decode", "batch": 1, "file": file}
-    assert is_shown(line["plain"], figure(column="ms", row="plain", **where))
-    assert is_shown(line["PLT-2"], figure(column="ms", row="plt-2", **where))
-    shown = re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", line["ratio"]).groups()
-    for number, column in zip(shown, ("to plain", "least", "greatest"), strict=True):
-        assert is_shown(number, figure(column=column, row="plt-2", **where)), column
-    setting = read(file)["setting"]
-    assert line["transformers"] == setting["transformers"]
-    assert line["capability"].split()[0] == capability(file)
-    assert f"The model in vLLM has {parameters(file)} parameters" in " ".join(README.split())
-
-
 def commands() -> list[list[str]]:
     """The words of each command that writes to a folder of the results."""
-    found = re.findall(r"`(python -m serving_plt\.benchmark [^`]*)`", SECTION + README)
+    found = re.findall(r"`(python -m serving_plt\.benchmark [^`]*)`", SECTION)
     return [shlex.split(command) for command in found]
 
 

@@ -99,6 +99,7 @@ def test_lists_take_their_values_after_one_name_or_several(monkeypatch):
         (ValueError("two\nlines"), 1, "plt: two lines"),
         (FileNotFoundError(2, "No such file", "x"), 1, "plt: [Errno 2] No such file: 'x'"),
         (ImportError("torch is missing"), 1, "plt: torch is missing"),
+        (NotImplementedError("bf16 needs instructions"), 1, "plt: bf16 needs instructions"),
         (MemoryError(), 1, "plt: the memory does not suffice"),
         (KeyboardInterrupt(), 130, "plt: interrupted\n"),
         (SystemExit(7), 7, ""),

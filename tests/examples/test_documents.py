@@ -98,12 +98,19 @@ def test_code_runs(folder, block):
     run_in_clean_process(block, cwd=folder)
 
 
+SWITCHES = [line for line in LINES if line.startswith("export ")]  # of libraries
+
+
 def test_every_command_is_of_a_kind_that_is_tested():
     kinds = ("plt", "make", "pip install", "accelerate launch")
     modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose", "experiment")]
-    # hours, and another environment
-    studies = ["python -m training_plt.healing_study", *of("python -m serving_plt.benchmark")]
-    assert set(LINES) == {*of(*kinds, *modules), *studies, *CHECKS}
+    # hours, another environment, and what a test of its own calls
+    studies = [
+        "python -m training_plt.healing_study",
+        "python -m benchmarks_plt.pages",
+        *of("python -m serving_plt.benchmark"),
+    ]
+    assert set(LINES) == {*of(*kinds, *modules), *studies, *CHECKS, *SWITCHES}
 
 
 @pytest.mark.parametrize("line", of("python -m training_plt.experiment"))
