@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from configuration_plt import PLTConfig
-from modeling_plt.passes_plt import needed_positions
+from modeling_plt.passes_plt import schedule
 
 from .rows import PLAIN, Row
 
@@ -22,13 +22,13 @@ def multiplications(model: PreTrainedModel, num_tokens: int, num_outputs: int) -
     layer = {name: part.weight.numel() for name, part in parts if isinstance(part, nn.Linear)}
     keys_and_values = layer["self_attn.k_proj"] + layer["self_attn.v_proj"]
     others = sum(layer.values()) - keys_and_values
-    spans = [[num_tokens] * (config.num_hidden_layers + 1)]  # Llama prunes nothing
-    if isinstance(config, PLTConfig):
-        spans = needed_positions(config, num_tokens, num_outputs)
     total = head * (num_outputs or num_tokens)
-    for loop_idx, span in enumerate(spans):
-        has_own = loop_idx == 0 or config.own_window != 0
-        total += keys_and_values * has_own * sum(span[:-1]) + others * sum(span[1:])
+    if not isinstance(config, PLTConfig):  # Llama prunes nothing
+        return total + config.num_hidden_layers * num_tokens * (keys_and_values + others)
+    for stage, loops, spans in schedule(config, num_tokens, num_outputs, in_turn=True):
+        if stage.full(loops) or stage.windowed(loops):
+            total += keys_and_values * sum(spans[:-1])
+        total += others * sum(spans[1:])
     return total
 
 

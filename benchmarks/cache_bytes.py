@@ -26,12 +26,14 @@ def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
     PLT: `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements; a loop without shared KV keeps L * S
     columns; the position id tells a new token whether it continues the carry.
     """
-    column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    column = 2 * config.num_key_value_heads * config.head_dim
     if not isinstance(config, PLTConfig):
-        return element_size * column * context
-    window = config.own_window
-    later_columns = context if window is None else min(context, max(window - 1, 0))
-    elements = column * (context + (config.num_loops - 1) * later_columns) + config.num_loops * config.hidden_size
+        return element_size * config.num_hidden_layers * column * context
+    num_columns, window = 0, min(context, config.sliding_window - 1)
+    for stage in config.stages:
+        of_layer = len(stage.full(stage.loops)) * context + len(stage.windowed(stage.loops)) * window
+        num_columns += len(stage.layers) * of_layer
+    elements = column * num_columns + len(config.looped_stage.loops) * config.hidden_size
     return element_size * elements + POSITION_BYTES
 
 

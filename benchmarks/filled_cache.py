@@ -34,7 +34,7 @@ def fill(
     for layer_idx in range(config.num_hidden_layers):
         fill_layer(cache, config, key, value, layer_idx)
     shape = (batch_size, 1, config.hidden_size)
-    states = [torch.randn(shape, device=device, dtype=dtype) for _ in range(config.num_loops)]
+    states = [torch.randn(shape, device=device, dtype=dtype) for _ in config.looped_stage.loops]
     cache.carry.write(states, torch.full((batch_size, 1), context - 1, device=device), pads=None, num_pads=None)
     cache.dtype = dtype  # a compiled step that found it unset would be compiled again when it is set
     return cache
@@ -42,7 +42,7 @@ def fill(
 
 def fill_layer(cache: PLTCache, config: PLTConfig, key: Tensor, value: Tensor, layer_idx: int) -> None:
     """Write keys and values `[B, Hkv, S, Dh]` to what the loops of a layer see: shared KV, windows, or full KV."""
-    later = range(1, config.num_loops)
-    for loops in [range(1)] + [later] * (len(later) > 0 and config.own_window != 0):
+    stage = config.stage_of(layer_idx)
+    for loops in (loops for loops in (stage.loops[:1], stage.loops[1:]) if stage.full(loops) or stage.windowed(loops)):
         new = (states.unsqueeze(1).expand(-1, len(loops), -1, -1, -1) for states in (key, value))
         cache.update(*new, layer_idx, loops, key.shape[2])

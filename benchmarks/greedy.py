@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from modeling_plt.cache_name_plt import THEIRS
+from modeling_plt.names_plt import THEIRS
 
 from .filled_cache import fill, new_cache
 

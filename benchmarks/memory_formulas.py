@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes that a phase takes, by formula, in one sequence."""
 
+from itertools import pairwise
+
 from transformers.configuration_utils import PreTrainedConfig
 
 from configuration_plt import PLTConfig
-from modeling_plt.passes_plt import passes
+from modeling_plt.passes_plt import schedule
 from training_plt.memory import bytes_of_layer
 
 from .cache_bytes import theory
@@ -30,16 +32,13 @@ def prefill(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
     is_plt = isinstance(config, PLTConfig)
     plt = as_plt(config)
     per_layer = 2 * num_tokens * config.num_key_value_heads * config.head_dim
-    live = []
-    for run in passes(plt, num_tokens, num_outputs=1, in_turn=True):
-        outside = (1 + (run.loops.start > 0)) * num_tokens * config.hidden_size
-        for layer, entering, leaving in zip(run.layers, run.spans[:-1], run.spans[1:], strict=True):
+    live, cached = [], 0
+    for stage, loops, spans in schedule(plt, num_tokens, num_outputs=1, in_turn=True):
+        outside = (1 + (loops.start > 0)) * num_tokens * config.hidden_size
+        for entering, leaving in pairwise(spans):
             in_layer = leaving * (3 * config.intermediate_size + (2 + is_plt) * config.hidden_size)
             in_layer += entering * (1 + is_plt) * config.hidden_size
-            before = run.loops.start * config.num_hidden_layers
-            cached = (
-                before + layer + 1 if plt.own_window is None else min(before + layer + 1, config.num_hidden_layers)
-            )
+            cached += len(stage.full(loops))
             live.append(outside + cached * per_layer + in_layer)
     return itemsize * max(live)
 
@@ -53,9 +52,8 @@ def decode(config: PreTrainedConfig, context: int, num_new: int, itemsize: int) 
 
 def activations(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
     """What the layers of all loops keep for the backward, as `training_plt.memory` counts it, and the log-softmax."""
-    return of_loops(config, num_tokens, itemsize, as_plt(config).num_loops) + of_vocabulary(
-        config, num_tokens, itemsize
-    )
+    kept = of_loops(config, num_tokens, itemsize, num_left_out=0)
+    return kept + of_vocabulary(config, num_tokens, itemsize)
 
 
 def training_step(config: PreTrainedConfig, num_tokens: int, weights: int, itemsize: int) -> int:
@@ -66,15 +64,18 @@ def training_step(config: PreTrainedConfig, num_tokens: int, weights: int, items
     """
     begins = activations(config, num_tokens, itemsize) + 2 * of_vocabulary(config, num_tokens, itemsize)
     embeddings = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    earlier = of_loops(config, num_tokens, itemsize, as_plt(config).num_loops - 1)
+    earlier = of_loops(config, num_tokens, itemsize, num_left_out=1)
     return max(begins, earlier + weights - itemsize * embeddings, weights)
 
 
-def of_loops(config: PreTrainedConfig, num_tokens: int, itemsize: int, num_loops: int) -> int:
-    """The activations of the first loops; those of none are 0."""
-    first, later = bytes_of_layer(as_plt(config), bf16=False)
-    kept = (num_loops > 0) * first + max(num_loops - 1, 0) * later
-    return int(config.num_hidden_layers * num_tokens * kept * itemsize / 4)  # kept counts float32
+def of_loops(config: PreTrainedConfig, num_tokens: int, itemsize: int, num_left_out: int) -> int:
+    """The activations of all layers, without those of the last loops."""
+    kept = 0.0
+    for stage in as_plt(config).stages:
+        first, later = bytes_of_layer(as_plt(config), stage, bf16=False)
+        loops = stage.loops[: len(stage.loops) - num_left_out]
+        kept += len(stage.layers) * (len(loops[:1]) * first + len(loops[1:]) * later)
+    return int(num_tokens * kept * itemsize / 4)  # kept counts float32
 
 
 def of_vocabulary(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:

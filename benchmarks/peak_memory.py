@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
-from modeling_plt.cache_name_plt import THEIRS
+from modeling_plt.names_plt import THEIRS
 from modeling_plt.packed import Memory, pack_weights
 
 from . import memory_formulas as formulas

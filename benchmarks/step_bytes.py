@@ -6,7 +6,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from configuration_plt import PLTConfig
 from modeling_plt.packed import PackedLinear
-from modeling_plt.passes_plt import passes
+from modeling_plt.passes_plt import schedule
 
 from .cache_bytes import theory
 
@@ -25,6 +25,10 @@ def weight_bytes(part: nn.Module) -> int:
 def step_bytes(model: PreTrainedModel, batch_size: int, context: int) -> int:
     """The layers once in each pass, the head once, and for each sequence a KV cache of `context` tokens."""
     config = model.config
-    num_passes = len(passes(config, 1, 1, not config.one_pass)) if isinstance(config, PLTConfig) else 1
-    cache = batch_size * theory(config, context, model.dtype.itemsize)
-    return num_passes * weight_bytes(model.model) + weight_bytes(model.lm_head) + cache
+    layers = [weight_bytes(layer) for layer in model.model.layers]
+    once = weight_bytes(model.model) - sum(layers) + weight_bytes(model.lm_head)
+    read = sum(layers)
+    if isinstance(config, PLTConfig):
+        passes = schedule(config, 1, 1, in_turn=not config.one_pass)
+        read = sum(layers[idx] for stage, _, _ in passes for idx in stage.layers)
+    return once + read + batch_size * theory(config, context, model.dtype.itemsize)

@@ -15,7 +15,7 @@ from transformers.masking_utils import create_sliding_window_causal_mask
 
 from configuration_plt import PLTConfig
 from modeling_plt.attention_plt import PLTAttention
-from modeling_plt.cache_name_plt import THEIRS
+from modeling_plt.names_plt import THEIRS
 from modeling_plt.sequence_plt import read_tokens
 
 from .alone import can_measure, measure_bytes, run_alone

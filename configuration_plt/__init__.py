@@ -1,3 +1,3 @@
-from .configuration_plt import PLTConfig
+from .configuration_plt import PLTConfig, Stage
 
-__all__ = ["PLTConfig"]
+__all__ = ["PLTConfig", "Stage"]

@@ -3,7 +3,7 @@
 
 import math
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers.configuration_utils import PreTrainedConfig
@@ -38,6 +38,34 @@ def count(default: int | None) -> Any:
 def scale(default: float | None) -> Any:
     """A factor, checked as a count is."""
     return validated_field(check_finite, default=default)
+
+
+class Stage(NamedTuple):
+    """Consecutive layers, how often they run, and what their later loops see of their own keys.
+
+    Loop 0 sees everything. A later loop sees `"all"` that it has computed itself (vanilla loop), or what loop 0 sees
+    and of its own `"nothing"`, or as a PLT, what loop 0 sees and a `"window"`, between which a gate mixes.
+    """
+
+    layers: range
+    loops: range
+    later_see: Literal["all", "window", "nothing"]
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether its layers hold a gate: there is a later loop, and it mixes two attentions."""
+        return len(self.loops) > 1 and self.later_see == "window"
+
+    def full(self, loops: range) -> range:
+        """Which of these loops attend to all their own keys: loop 0, and in a vanilla loop the others."""
+        return loops if self.later_see == "all" else range(loops.start, min(loops.stop, 1))
+
+    def windowed(self, loops: range) -> range:
+        """Which of these loops attend to a window of their own keys."""
+        return range(max(loops.start, 1), loops.stop if self.later_see == "window" else 0)
+
+
+SEEN = {"own": "all", "gated_window": "window", "shared": "nothing"}  # what `loop_attention` lets later loops see
 
 
 @strict
@@ -143,14 +171,24 @@ class PLTConfig(PreTrainedConfig):
         return {f"layers.*.{name}": style for name, style in plan.items()}
 
     @property
-    def own_window(self) -> int | None:
-        """How many of its own keys a later loop sees, current token included; None: all, as in a vanilla loop."""
-        return {"shared": 0, "gated_window": self.sliding_window, "own": None}[self.loop_attention]
+    def stages(self) -> tuple[Stage, ...]:
+        """What runs how often, in this order; one of them at most has several loops."""
+        layers, loops = range(self.num_hidden_layers), range(self.num_loops)
+        return (Stage(layers, loops, SEEN[self.loop_attention]),)  # type: ignore[arg-type]  # values of a `Literal`
+
+    @property
+    def looped_stage(self) -> Stage:
+        """The stage with several loops; the first where none has."""
+        return next((stage for stage in self.stages if len(stage.loops) > 1), self.stages[0])
+
+    def stage_of(self, layer_idx: int) -> Stage:
+        """The stage that a layer belongs to."""
+        return next(stage for stage in self.stages if layer_idx in stage.layers)
 
     @property
     def has_gate(self) -> bool:
-        """Whether the layers hold a gate: there is a later loop, and it mixes two attentions."""
-        return self.num_loops > 1 and self.loop_attention == "gated_window"
+        """Whether some layers hold a gate."""
+        return self.looped_stage.has_gate
 
     @property
     def has_learned_scales(self) -> bool:

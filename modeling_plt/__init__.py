@@ -1,3 +1,10 @@
+"""The Parallel Loop Transformer for transformers: importing this makes the Auto classes know it.
+
+Read `Stage` in `configuration_plt/configuration_plt.py` first, then `passes_plt.py` (schedule, shift),
+`attention_plt.py` (shared KV, window, gate), `cache_plt.py` (carry), and `PLTModel.run_passes` in `modeling_plt.py`
+(loop). docs/internals.md walks through one forward.
+"""
+
 from transformers import (
     AutoConfig,
     AutoModel,

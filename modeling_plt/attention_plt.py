@@ -5,21 +5,21 @@ B batch, R loops in the pass, T positions, Q of them with an output, S keys, H q
 D hidden. R or T is 1, see `Pass`.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
-from .cache_plt import PLTCacheMixin
-from .concatenate_plt import concatenate
+from .blocks_plt import BlockMask, fold_blocks, unfold_blocks
 from .configuration_plt import PLTConfig
 from .masks_plt import cut_mask, is_dense, mask_of_last
-from .sequence_plt import NewTokens
-from .tail_plt import tail
-from .tensor_parallel_plt import own_heads, read_by_all_heads
-from .window_plt import BlockMask, fold_blocks, last_columns, unfold_blocks
+from .pads_plt import concatenate, last_columns, tail
+from .passes_plt import Pass
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 class PLTGate(nn.Module):
@@ -54,6 +54,8 @@ class PLTGate(nn.Module):
 class FoldedQueries(nn.Module):
     """Stands in for the attention module when the query heads that share a KV head are passed as positions."""
 
+    # UNTIL transformers 5.24, whose `sdpa` does so itself; `eager` and compiled masked steps go on to need it
+
     num_key_value_groups = 1
     is_causal = False
 
@@ -86,7 +88,7 @@ class PLTAttention(nn.Module):
         if config.qk_norm:
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.plt_gate: PLTGate | Any = PLTGate(config) if config.has_gate else None
+        self.plt_gate: PLTGate | Any = PLTGate(config) if config.stage_of(layer_idx).has_gate else None
         self.folded_queries = FoldedQueries(config, layer_idx)
 
     def forward(
@@ -95,11 +97,7 @@ class PLTAttention(nn.Module):
         layer_input: Tensor,
         shared_key: Tensor | Any,  # `Any` for None, which only loop 0 is given
         shared_value: Tensor | Any,
-        loops: range,
-        num_queries: int,
-        position_embeddings: tuple[Tensor, Tensor],
-        tokens: NewTokens,
-        past_key_values: PLTCacheMixin | None = None,
+        run: Pass,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Attend in one pass.
@@ -109,50 +107,32 @@ class PLTAttention(nn.Module):
             layer_input: the same before its norm; the gate reads it.
             shared_key, shared_value: loop 0's `[B, 1, Hkv, S, Dh]`, or None if loop 0 is in this pass. In a vanilla
                 loop nothing is shared: they are replaced by the pass's own.
-            loops: the loops in the pass.
-            num_queries: Q, how many of the T positions have an output: the last ones.
-            position_embeddings: cosines and sines `[B, 1, 1, >= T, Dh]`, of which the last T are those of the
-                positions, for all loops.
-            tokens: the new tokens; T is less than their number if positions have been pruned.
-            past_key_values: the cache to extend.
+            run: the pass; T is less than the number of its tokens if positions have been pruned.
+            kwargs: for the kernel.
 
         Returns:
             Output `[B, R * Q, D]`; attention weights `[B, H, Q, S]` of the last loop in the pass over the shared KV,
             in the given order, None from implementations that give none; shared key and value.
         """
-        num_loops, window = len(loops), self.config.own_window
+        num_loops, num_queries = len(run.loops), run.num_queries(self.layer_idx)
         # the loops are an axis from here to `o_proj`; of pruned positions, only keys and values are computed
         inputs = tail(hidden_states, num_loops * num_queries).contiguous()  # adapters may take a view of it
         query = self.split_heads(self.q_proj(inputs), num_loops)
-        query = rotate(self.q_norm(query), position_embeddings)
-        if loops.start == 0 or window != 0:
+        query = rotate(self.q_norm(query), run.position_embeddings)
+        if run.full or run.windowed:  # later loops of shared KV have queries alone
             key = self.split_heads(self.k_proj(hidden_states), num_loops)
-            key = rotate(self.k_norm(key), position_embeddings)
+            key = rotate(self.k_norm(key), run.position_embeddings)
             value = self.split_heads(self.v_proj(hidden_states), num_loops)
 
-        def update(of: range) -> tuple[Tensor, Tensor]:
-            """The keys and values that some of the loops see of their own, those of earlier tokens included."""
-            new: Any = [states.narrow(1, of.start - loops.start, len(of)) for states in (key, value)]
-            if past_key_values is None:
-                return tuple(new)
-            return past_key_values.update(*new, self.layer_idx, of, tokens.num_tokens, tokens.pads)
-
         # shared KV: loop 0 sees all that came before, and later loops see the same; a vanilla loop has its own
-        if loops.start == 0 or window is None:
-            shared_key, shared_value = update(loops if window is None else range(1))
-        mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, shared_key, self.config)
-        output, weights = self.attend(query, shared_key, shared_value, mask, **kwargs)
-        if weights is not None and tokens.pads is not None and loops.stop == self.config.num_loops:
-            weights = tokens.pads.give_back_weights(weights)
-            if num_queries == tokens.num_tokens and num_loops == 1 and self.config._attn_implementation == "eager":
-                # as with states, what goes on is read from what is recorded, so that it has a gradient
-                output = weigh(tokens.pads.put_weights_first(weights), shared_value)
-
-        later = range(max(loops.start, 1), loops.stop)
-        if window and later:
+        if run.full:
+            shared_key, shared_value = self.seen_by(run.full, key, value, run)
+        output, weights = self.attend_all(query, shared_key, shared_value, run, **kwargs)
+        if run.windowed:
             # loop 0 holds every earlier token, so later loops keep no more than a window of their own keys and values
-            first = later.start - loops.start
-            own = self.attend_window(query[:, first:], *update(later), tokens.window_mask, **kwargs)
+            first = num_loops - len(run.windowed)
+            own_key, own_value = self.seen_by(run.windowed, key, value, run)
+            own = self.attend_window(query[:, first:], own_key, own_value, run.tokens.window_mask, **kwargs)
             layer_input = tail(layer_input, num_loops * num_queries).unflatten(1, (num_loops, -1))
             # computed in float32, in which a gate near 1 has a gradient
             gate = self.plt_gate(layer_input[:, first:], query[:, first:]).unsqueeze(-1)
@@ -161,6 +141,32 @@ class PLTAttention(nn.Module):
         elif self.plt_gate is not None and self.training:
             output = output + zero_of(self.plt_gate).to(output.dtype)
         return self.o_proj(output.flatten(3).flatten(1, 2)), weights, shared_key, shared_value
+
+    def seen_by(self, loops: range, key: Tensor, value: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
+        """What some loops of the pass see of their own keys and values `[B, R, Hkv, T, Dh]`, with the cache's."""
+        first, tokens = loops.start - run.loops.start, run.tokens
+        key, value = key.narrow(1, first, len(loops)), value.narrow(1, first, len(loops))
+        if run.past_key_values is None:
+            return key, value
+        return run.past_key_values.update(key, value, self.layer_idx, loops, tokens.num_tokens, tokens.pads)
+
+    def attend_all(
+        self, query: Tensor, key: Tensor, value: Tensor, run: Pass, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """All loops on everything before a token, `[B, R or 1, Hkv, S, Dh]`; otherwise as `attend`.
+
+        Weights that are recorded are in the given order.
+        """
+        tokens, num_queries = run.tokens, query.shape[3]
+        mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, key, self.config)
+        output, weights = self.attend(query, key, value, mask, **kwargs)
+        if weights is not None and tokens.pads is not None and run.has_last_loop:
+            weights = tokens.pads.give_back_weights(weights)
+            is_all = num_queries == tokens.num_tokens and len(run.loops) == 1
+            if is_all and self.config._attn_implementation == "eager":
+                # as with states, what goes on is read from what is recorded, so that it has a gradient
+                output = weigh(tokens.pads.put_weights_first(weights), value)
+        return output, weights
 
     def split_heads(self, states: Tensor, num_loops: int) -> Tensor:
         """`[B, R * T, heads * Dh]` -> `[B, R, heads, T, Dh]`."""
@@ -234,3 +240,23 @@ def zero_of(module: nn.Module) -> Tensor:
     """
     total: Any = sum(own_heads(parameter).sum() for parameter in module.parameters())
     return 0 * total
+
+
+# Parameters that are split by heads over several processes (tensor parallelism), where they are no `nn.Linear`.
+
+
+def is_split(parameter: Tensor) -> "TypeGuard[DTensor]":
+    return torch.distributed.is_available() and isinstance(parameter, DTensor)
+
+
+def own_heads(parameter: Tensor) -> Tensor:
+    """The part of a parameter `[H, ...]` that this process holds."""
+    return parameter.to_local() if is_split(parameter) else parameter
+
+
+def read_by_all_heads(states: Tensor, parameter: Tensor) -> Tensor:
+    """States that each process reads for its own heads of a parameter: their gradients are summed over processes."""
+    if not is_split(parameter):
+        return states
+    everywhere = DTensor.from_local(states, parameter.device_mesh, [Replicate()], run_check=False)
+    return everywhere.to_local(grad_placements=[Partial()])

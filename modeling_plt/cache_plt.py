@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
-from .pads_plt import NO_POSITION, Pads, join, take_back
-from .window_plt import NOT_RECORDED, WindowLayer
+from .pads_plt import NO_POSITION, Pads, concatenate, join, last_columns, take_back
 
 # what a cache is built from; a model with other values cannot read it
-SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
+SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers", "stages")
 
+NOT_RECORDED = (
+    "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
+    "before the tokens that may have to be taken back."
+)
 HALF_WAY = "a forward into it ended in an exception, and some layers may hold more tokens than others. `reset()` it."
 PACKED = (
     "it holds several documents packed into one batch entry, or pads that came without an `attention_mask`, and new "
@@ -50,6 +52,75 @@ class FullLayer(DynamicLayer):
         if self.is_initialized:
             self.keys = take_back(self.keys, -tokens_to_remove, num_pads, dim=2)
             self.values = take_back(self.values, -tokens_to_remove, num_pads, dim=2)
+
+
+class WindowLayer(DynamicLayer):
+    """The last W - 1 keys and values `[B, Hkv, <= W - 1, Dh]` of one later loop in one decoder layer.
+
+    The current token brings the W-th. While recording, every column since the last `crop` is kept as well, so that
+    rejected drafts can be taken back.
+    """
+
+    is_sliding = True
+    keys: Tensor | Any  # None before the first token, when nothing reads it
+    values: Tensor | Any
+
+    def __init__(self, sliding_window: int):
+        super().__init__()
+        self.num_kept = sliding_window - 1
+        self.cumulative_length = 0
+        self.record_past = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, num_tokens: int, pads: Pads | None
+    ) -> tuple[Tensor, Tensor]:
+        """Append the last T of `num_tokens` tokens `[B, Hkv, T, Dh]` and return the columns that they may see.
+
+        At most W - 1 + T. In a pruned prefill T is less than `num_tokens`, and no window reaches further back.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys = join(self.keys, key_states, pads, dim=-2)
+        values = join(self.values, value_states, pads, dim=-2)
+        self.cumulative_length += num_tokens
+        num_visible = self.num_kept + key_states.shape[-2]
+        visible = last_columns(keys, num_visible), last_columns(values, num_visible)
+        self.keys, self.values = (keys, values) if self.record_past else (self.trim(keys), self.trim(values))
+        return visible
+
+    def trim(self, states: Tensor) -> Tensor:
+        kept = last_columns(states, self.num_kept)
+        # a view of one spare column is cheap, a view of a whole prompt would keep the prompt in memory
+        return kept if states.shape[-2] <= self.num_kept + 1 else kept.clone()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        num_past = min(self.cumulative_length, self.num_kept)
+        return num_past + query_length, self.cumulative_length - num_past
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return self.num_kept + 1
+
+    def crop(self, tokens_to_remove: int, num_pads: Tensor | None = None) -> None:
+        """Drop the last `-tokens_to_remove` tokens (a number <= 0) and everything the window no longer needs.
+
+        `num_pads` `[B, 1]` of these tokens were pads.
+        """
+        if not self.is_initialized:
+            return
+        num_left = self.keys.shape[-2] + tokens_to_remove
+        if num_left < min(self.num_kept, self.cumulative_length + tokens_to_remove):
+            raise RuntimeError(NOT_RECORDED.format(-tokens_to_remove))
+        self.keys = self.trim(take_back(self.keys, -tokens_to_remove, num_pads, dim=2))
+        self.values = self.trim(take_back(self.values, -tokens_to_remove, num_pads, dim=2))
+        self.cumulative_length += tokens_to_remove
 
 
 class Carry:
@@ -208,8 +279,8 @@ class PLTCache(PLTCacheMixin, DynamicCache):
     """Cache of a PLT whose memory grows with the sequence in loop 0 only (paper section 3.2).
 
     - the layers of the cache itself hold loop 0: the shared KV `[B, Hkv, S, Dh]`, one per decoder layer;
-    - `later_loops` holds one cache per later loop: windows for `loop_attention="gated_window"`, full keys and values
-      for `"own"`, nothing for `"shared"`;
+    - `later_loops` holds one cache per later loop, with a layer for each of the looped stage: windows for
+      `loop_attention="gated_window"`, full keys and values for `"own"`, nothing for `"shared"`;
     - `carry` holds the states that the next token's loops start from, and the position they belong to.
 
     A sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements and one
@@ -223,13 +294,15 @@ class PLTCache(PLTCacheMixin, DynamicCache):
 
     def __init__(self, config: PLTConfig):
         super().__init__(config=config)
-        layers, later_loops, window = range(config.num_hidden_layers), range(1, config.num_loops), config.own_window
-        self.layers = [FullLayer() for _ in layers]
+        self.stage = stage = config.looped_stage
+        self.layers = [FullLayer() for _ in range(config.num_hidden_layers)]
         self.later_loops: list[Any] = []  # of `Cache`, whose layers could be of several classes
-        if window != 0:
-            self.later_loops = [
-                Cache([FullLayer() if window is None else WindowLayer(window) for _ in layers]) for _ in later_loops
-            ]
+        for loop_idx in stage.loops[1:]:
+            alone = range(loop_idx, loop_idx + 1)
+            if stage.full(alone):
+                self.later_loops.append(Cache([FullLayer() for _ in stage.layers]))
+            elif stage.windowed(alone):
+                self.later_loops.append(Cache([WindowLayer(config.sliding_window) for _ in stage.layers]))
         self.carry = Carry()
         self.note_config(config)
 
@@ -263,17 +336,15 @@ class PLTCache(PLTCacheMixin, DynamicCache):
             NotImplementedError: called without the loops, as caches of other models are.
         """
         refuse_layer_by_layer(loops, num_tokens)
-        seen = [
-            cache.layers[layer_idx].update(key, value, num_tokens, pads)
-            for cache, key, value in zip(
-                [self, *self.later_loops][loops.start : loops.stop],
-                key_states.unbind(1),
-                value_states.unbind(1),
-                strict=True,
-            )
-        ]
+        new = zip(self.loops_of(layer_idx, loops), key_states.unbind(1), value_states.unbind(1), strict=True)
+        seen = [layer.update(key, value, num_tokens, pads) for layer, key, value in new]
         keys, values = ([states.unsqueeze(1) for states in of_loops] for of_loops in zip(*seen, strict=True))
         return concatenate(keys, dim=1), concatenate(values, dim=1)
+
+    def loops_of(self, layer_idx: int, loops: range) -> list[Any]:
+        """What holds the keys and values of these loops in a decoder layer."""
+        later = [cache.layers[layer_idx - self.stage.layers.start] for cache in self.later_loops[: loops.stop - 1]]
+        return [self.layers[layer_idx], *later][loops.start :]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens; 0 ends a recording stretch without taking any back.
@@ -328,7 +399,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
     def reset(self) -> None:
         for layer in self.all_layers:
             layer.reset()
-            # older releases of transformers zero a dynamic layer and keep its length
+            # UNTIL transformers 5.24: older ones zero a dynamic layer and keep its length
             layer.keys = layer.values = None
             layer.is_initialized = False
         self.carry.reset()

@@ -1,1 +1,1 @@
-from configuration_plt.configuration_plt import PLTConfig  # noqa: F401  saved checkpoints hold the real file here
+from configuration_plt.configuration_plt import PLTConfig, Stage  # noqa: F401  saved checkpoints hold the real file here

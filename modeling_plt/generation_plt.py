@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 
-from .cache_name_plt import OURS, THEIRS, call_it, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
+from .names_plt import OURS, THEIRS, call_it, gets_it_as
 from .refusals_plt import refuse_foreign, refuse_lookup_after, refuse_other_past
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
@@ -73,13 +73,19 @@ class PLTGenerationMixin(GenerationMixin):
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As everywhere, with the cache under our name, which is the one that PEFT looks for."""
+        """As everywhere, with the cache under our name, which is the one that PEFT looks for.
+
+        What `create_masks_for_generate` has made is no mask, and gets a name of its own.
+        """
         kwargs = call_it(THEIRS, kwargs)
         if kwargs.pop(COLLECTED, None) is not None:
             kwargs["output_loop_hidden_states"] = True
         if kwargs.get("is_first_iteration") and isinstance(kwargs.get(THEIRS), PLTCacheMixin):
             kwargs[THEIRS].is_handed_over = True
-        return call_it(OURS, super().prepare_inputs_for_generation(*args, **kwargs))
+        inputs = call_it(OURS, super().prepare_inputs_for_generation(*args, **kwargs))
+        if isinstance(inputs.get("attention_mask"), NewTokens):
+            inputs["tokens"] = inputs.pop("attention_mask")
+        return inputs
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # which says `bool`, and returns nothing
         self,

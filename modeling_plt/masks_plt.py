@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks over everything before a token in its sequence, as the attention implementations take them.
+"""Masks over everything before a token in its sequence, and over a later loop's window, as kernels take them.
 
-B batch, T new tokens, S cached + new, Q queries.
+B batch, T new tokens, S cached + new, Q queries, n keys.
 """
 
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from .cache_name_plt import THEIRS
+from .blocks_plt import BlockMask, count_blocks, is_visible, visible_in_blocks
 from .configuration_plt import PLTConfig
-from .tail_plt import tail
+from .names_plt import THEIRS
+from .pads_plt import tail
 
 DENSE = ("eager", "sdpa")  # implementations whose masks are tensors with an entry per query and key
 
@@ -51,3 +52,50 @@ def finite(mask: Any) -> Any:
     if isinstance(mask, Tensor) and mask.dtype == torch.float64:
         return mask.clamp(min=torch.finfo(torch.float32).min)
     return mask
+
+
+def make_window_mask(
+    past_key_values: Any, starts: Tensor, num_past: int | Tensor, config: PLTConfig, **inputs: Any
+) -> Any:
+    """The mask of T tokens over a later loop's own keys, as the attention implementation takes it.
+
+    For `eager` and `sdpa` `[B, 1, T, n]`, or a `BlockMask` for more tokens than the window holds.
+
+    Args:
+        past_key_values: a filled cache; None if there is none.
+        starts: `[B, T]`, see `sequence_starts`.
+        num_past: the tokens in the cache.
+        inputs: as transformers takes them, for its own masks.
+    """
+    if config._attn_implementation not in DENSE:
+        window_cache = None if past_key_values is None else past_key_values.later_loops[0]
+        return create_sliding_window_causal_mask(config=config, **inputs, **{THEIRS: window_cache})
+    num_tokens, window, dtype = starts.shape[1], config.sliding_window, inputs["inputs_embeds"].dtype
+    last = num_past + torch.arange(num_tokens, device=starts.device)[-1]
+    is_ring = past_key_values is not None and past_key_values.is_compileable
+    if is_ring and num_tokens == 1:
+        return as_mask(ring_mask(starts, last, window, past_key_values.ring_size), config, dtype)
+    num_kept: Any = past_key_values.ring_size - 1 if is_ring else min(window - 1, num_past)
+    is_traced = torch.compiler.is_compiling()
+    if num_tokens == 1 or torch.compiler.is_exporting() or (not is_traced and num_tokens <= window):
+        # an exported program takes any length, and so cannot count blocks
+        visible = visible_in_blocks(starts, last, window, 1, block=num_tokens, reach=num_kept)[0]
+        return as_mask(visible, config, dtype)
+    # a reach that depends on the length would make traced code another graph for each
+    reach = window - 1 if is_traced else min(window - 1, num_kept + num_tokens - window)
+    num_blocks = count_blocks(num_tokens, window)
+    visible = visible_in_blocks(starts, last, window, num_blocks, block=window, reach=reach)
+    return BlockMask(as_mask(visible, config, dtype))
+
+
+def ring_mask(starts: Tensor, last: Tensor, window: int, size: int) -> Tensor:
+    """The same for one token `[B, 1]` and n keys that are in a ring, column c at c modulo n: `[B, 1, 1, n]`."""
+    keys = last - (last - torch.arange(size, device=starts.device)) % size
+    return is_visible(keys, last, starts, window)[:, None, None]
+
+
+def as_mask(visible: Tensor, config: PLTConfig, dtype: torch.dtype) -> Tensor:
+    """A mask as `eager` and `sdpa` take it: numbers to add to the scores, or booleans."""
+    if config._attn_implementation == "sdpa":
+        return visible
+    return finite(torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min))

@@ -4,6 +4,7 @@
 B batch, L loops, T new tokens, S cached + new, H query heads, Hkv KV heads, Dh head_dim, D hidden, V vocabulary.
 """
 
+import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -26,20 +27,21 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
-from .cache_name_plt import CACHE_NAMES, OURS, THEIRS, gets_it_as
 from .cache_plt import PLTCache, PLTCacheMixin, extending
-from .concatenate_plt import concatenate
 from .configuration_plt import PLTConfig
-from .gate_names_plt import ReadsBothGateNames
 from .generation_plt import PLTGenerationMixin
-from .left_out_plt import SavesAllItWasGiven
-from .pads_plt import show
-from .passes_plt import Pass, passes, shift
-from .peft_targets_plt import tell_peft
-from .position_adapters_plt import position_adapters, refuse_misplaced
-from .refusals_plt import refuse_other_states, refuse_unusable, refuse_wrong_inputs
+from .names_plt import CACHE_NAMES, OURS, THEIRS, ReadsBothGateNames, SavesAllItWasGiven, gets_it_as
+from .pads_plt import concatenate, show, tail
+from .passes_plt import Pass, schedule, shift
+from .refusals_plt import (
+    position_adapters,
+    refuse_misplaced,
+    refuse_other_states,
+    refuse_states_before_others,
+    refuse_unusable,
+    refuse_wrong_inputs,
+)
 from .sequence_plt import NewTokens, read_tokens
-from .tail_plt import tail
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
 
@@ -76,19 +78,12 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
             self.input_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            return super().__call__(*args, **kwargs)
-        # nothing to checkpoint; older releases of transformers would do it all the same, and take the cache away
-        return nn.Module.__call__(self, *args, **kwargs)
-
     def forward(
         self,
         hidden_states: Tensor,
         shared_key: Tensor | None,
         shared_value: Tensor | None,
-        loops: range,
-        num_queries: int,
+        run: Pass,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Run one pass `[B, R * T, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
@@ -97,9 +92,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         training needs no cache and gradient checkpointing sees it.
         """
         normed = self.input_layernorm(hidden_states)
-        attended, weights, *shared = self.self_attn(
-            normed, hidden_states, shared_key, shared_value, loops, num_queries, **kwargs
-        )
+        attended, weights, *shared = self.self_attn(normed, hidden_states, shared_key, shared_value, run, **kwargs)
         hidden_states = tail(hidden_states, attended.shape[1])
         hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
         output = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -160,8 +153,10 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
         `Trainer` counts them once, because it asks the model for nothing but its number of parameters.
         """
         decoder: Any = self.base_model
-        repeated = sum(parameter.numel() for parameter in decoder.layers.parameters())
-        weights = self.num_parameters(exclude_embeddings=True) + (self.config.num_loops - 1) * repeated
+        weights = self.num_parameters(exclude_embeddings=True)
+        for stage in self.config.stages:
+            layers = decoder.layers[stage.layers.start : stage.layers.stop]
+            weights += len(stage.loops[1:]) * sum(parameter.numel() for parameter in layers.parameters())
         head = self.get_output_embeddings()
         if head is not None and self.config.tie_word_embeddings:
             weights += head.weight.numel()  # left out as an embedding, but multiplied with as a head
@@ -213,6 +208,7 @@ class PLTModel(PLTPreTrainedModel):
         use_cache: bool | None = None,
         output_loop_hidden_states: bool = False,
         num_outputs: int = 0,
+        tokens: NewTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PLTModelOutputWithPast:
         """Run all loops over T tokens (paper section 3).
@@ -220,7 +216,7 @@ class PLTModel(PLTPreTrainedModel):
         Args:
             input_ids: `[B, T]`; or `inputs_embeds` `[B, T, D]`, which then are the embeddings of every loop.
             attention_mask: `[B, S]`, 0 for pads, which may be anywhere: a token follows the last real token before it,
-                and a pad's output is that of the last real token before it. Or what `read_tokens` made of it.
+                and a pad's output is that of the last real token before it.
             position_ids: `[B, T]` or `[1, T]`. A token continues the token before it if its position is one more;
                 any other position starts a sequence, as in packed documents. Absent, they are counted from the
                 mask, or from the length of the cache. In compiled code, packed documents must come without a mask.
@@ -230,6 +226,8 @@ class PLTModel(PLTPreTrainedModel):
             output_loop_hidden_states: also return the normed states of every loop.
             num_outputs: how many of the last positions to return, 0 for all. Positions that cannot affect them are not
                 computed, see `needed_positions`; outputs have those that were.
+            tokens: what `read_tokens` has made of mask, positions and cache, which then are not read again: `generate`
+                calls it outside of a compiled step.
             kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
                 `output_attentions`, `return_dict` as everywhere.
 
@@ -243,13 +241,14 @@ class PLTModel(PLTPreTrainedModel):
         `generate`: reading it would wait for the device at every step.
         """
         refuse_wrong_inputs(input_ids, inputs_embeds)
+        if output_loop_hidden_states:
+            refuse_states_before_others(self.config)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
         self.refuse_unsupported(past_key_values, inputs_embeds, kwargs)
-        tokens: Any = attention_mask  # `generate` has read it already, outside of a compiled step
-        if not isinstance(tokens, NewTokens):
+        if tokens is None:
             tokens = read_tokens(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
@@ -287,87 +286,78 @@ class PLTModel(PLTPreTrainedModel):
             refuse_misplaced(adapters, tokens.pads, is_checkpointing)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)
-        position_ids = tokens.positions.clamp(min=0)
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
-        kwargs |= {"position_embeddings": (cos[:, None, None], sin[:, None, None]), "past_key_values": past_key_values}
-        states: list[Tensor] = []
-        shared = [(None, None)] * self.config.num_hidden_layers
+        cos, sin = self.rotary_emb(inputs_embeds, tokens.positions.clamp(min=0))
+        given = tokens, (cos[:, None, None], sin[:, None, None]), past_key_values
         in_turn = bool(adapters) or not self.config.one_pass
-        for run in passes(self.config, tokens.num_tokens, num_outputs, in_turn):
-            inputs = [
-                self.loop_input(loop_idx, run.spans[0], inputs_embeds, states, carry, tokens) for loop_idx in run.loops
-            ]
-            hidden_states = self.run_layers(concatenate(inputs, dim=1), shared, run, tokens, position_ids, **kwargs)
-            if self.config.loop_norm:
-                hidden_states = self.norm(hidden_states)
-            states += hidden_states.unflatten(1, (len(run.loops), -1)).unbind(1)
-        if not self.config.loop_norm:
-            states[-1] = self.norm(states[-1])
-        return states
+        states: list[Tensor] = []  # of all loops but the last
+        hidden_states = inputs_embeds
+        for stage, loops, spans in schedule(self.config, tokens.num_tokens, num_outputs, in_turn):
+            run = Pass(stage, loops, spans, *given)
+            if loops.start == 0:
+                start, shared = hidden_states, [(None, None)] * len(stage.layers)
+            inputs = [self.loop_input(loop_idx, start, states, carry, run) for loop_idx in loops]
+            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, **kwargs)
+            *earlier, hidden_states = by_loop.unflatten(1, (len(loops), -1)).unbind(1)
+            handed_on = earlier if run.has_last_loop else [hidden_states]
+            states += [self.norm(state) if self.config.loop_norm else state for state in handed_on]
+        return [*states, self.norm(hidden_states)]
 
     def carried_states(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
         """Every loop's state `[B, 1, D]` before the first new token."""
         if past_key_values is not None and past_key_values.carry.positions is not None:
             return [state[:, -1:] for state in past_key_values.carry.states]
         batch_size, _, hidden_size = inputs_embeds.shape
-        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * self.config.num_loops
+        return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * len(self.config.looped_stage.loops)
 
-    def loop_input(
-        self,
-        loop_idx: int,
-        num_positions: int,
-        inputs_embeds: Tensor,
-        states: list[Tensor],
-        carry: list[Tensor],
-        tokens: NewTokens,
-    ) -> Tensor:
-        """What a loop starts from at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper)."""
-        embeds = tail(inputs_embeds, num_positions)
+    def loop_input(self, loop_idx: int, start: Tensor, states: list[Tensor], carry: list[Tensor], run: Pass) -> Tensor:
+        """What a loop starts from at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper).
+
+        Args:
+            start: E `[B, T, D]`, or what came out of the stage before.
+            states: those of the loops before, `[B, <= T, D]`; of loops that run together there are none yet, and
+                their single token reads the carry alone.
+            carry: every loop's state `[B, 1, D]` before the first of the tokens.
+        """
+        embeds = tail(start, run.spans[0])
         if loop_idx == 0:
             return embeds
-        # with a device map, states are where the last layer is; loops that run together have none yet
-        previous: Any = states[loop_idx - 1].to(embeds.device) if states else None
+        # with a device map, states are where the last layer is
+        previous: Any = None if len(run.loops) > 1 else states[loop_idx - 1].to(embeds.device)
         if self.config.loop_shift:
-            previous = shift(previous, carry[loop_idx - 1].to(embeds.device), tokens.follows, tokens.pads)
-        scales: Any = self if self.config.has_learned_scales else self.config
-        return scales.embedding_scale * embeds + scales.hidden_scale * tail(previous, num_positions)
+            previous = shift(previous, carry[loop_idx - 1].to(embeds.device), run.tokens.follows, run.tokens.pads)
+        embedding_scale, hidden_scale = self.scales
+        return embedding_scale * embeds + hidden_scale * tail(previous, run.spans[0])
 
-    def run_layers(
-        self,
-        hidden_states: Tensor,
-        shared: list[Any],
-        run: Pass,
-        tokens: NewTokens,
-        position_ids: Tensor,
-        **kwargs: Any,
-    ) -> Tensor:
+    @property
+    def scales(self) -> tuple[Tensor | float, Tensor | float]:
+        """`a` and `b` of a later loop's input, fixed or learned."""
+        if self.config.has_learned_scales:
+            return self.embedding_scale, self.hidden_scale
+        assert self.config.hidden_scale is not None  # as above
+        return self.config.embedding_scale, self.config.hidden_scale
+
+    def run_layers(self, hidden_states: Tensor, shared: list[Any], run: Pass, **kwargs: Any) -> Tensor:
         """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
-        `shared` has each layer's shared key and value, where the first pass puts them.
+        `shared` has the shared key and value of each of its layers, where the first pass puts them.
         """
-        is_last = run.loops.stop == self.config.num_loops
-        if is_last:
-            shown, hidden_states = show(hidden_states, run.spans[0], tokens.pads)
-        for layer_idx, num_queries in zip(run.layers, run.spans[1:], strict=True):
-            hidden_states, weights, *shared[layer_idx] = self.layers[layer_idx](
-                hidden_states,
-                *shared[layer_idx],
-                run.loops,
-                num_queries,
-                tokens=tokens,
-                position_ids=tail(position_ids, num_queries),
-                **kwargs,
+        position_ids, pads = run.tokens.positions.clamp(min=0), run.tokens.pads
+        if run.has_last_loop:
+            shown, hidden_states = show(hidden_states, run.spans[0], pads)
+        for number, (layer_idx, num_queries) in enumerate(zip(run.stage.layers, run.spans[1:], strict=True)):
+            hidden_states, weights, *shared[number] = self.layers[layer_idx](
+                hidden_states, *shared[number], run, position_ids=tail(position_ids, num_queries), **kwargs
             )
             refuse_other_states(hidden_states)
-            if is_last:
+            if run.has_last_loop:
                 layer_input = tail(shown, num_queries)
-                shown, hidden_states = show(hidden_states, num_queries, tokens.pads)
+                shown, hidden_states = show(hidden_states, num_queries, pads)
                 self.last_loop_tap(layer_input, shown, weights)
         return hidden_states
 
     def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: Any) -> None:
         layers: Any = self.layers
-        if self.config.has_gate and layers[0].self_attn.plt_gate is None:
+        if self.config.has_gate and layers[self.config.looped_stage.layers.start].self_attn.plt_gate is None:
             raise ValueError(
                 '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
                 "setting, instead of changing its config."
@@ -488,8 +478,22 @@ class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
         self.post_init()
 
 
+def tell_peft(model_type: str) -> None:
+    """Enter a model type in PEFT's tables of default modules, if PEFT has been imported.
+
+    PEFT is not imported here: that takes seconds, and most models have no adapter. So it must be imported before a
+    model is built; otherwise it asks for `target_modules`, as for any model that it does not know.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    tables = {} if constants is None else vars(constants)
+    for name, table in tables.items():
+        if name.endswith("_MODULES_MAPPING") and "llama" in table:
+            table.setdefault(model_type, table["llama"])
+
+
 def select_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """The wanted positions of `[B, T, D]`: how many of the last (0 = all), indices, or a bool mask."""
+    # UNTIL transformers 5.24, which has `slice_logits_to_keep` for numbers and indices
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]  # -0 keeps all
     if logits_to_keep.dim() == 1:

@@ -7,13 +7,11 @@ padding on the left. Outputs are in the given order again; a pad's output is tha
 B batch, T new tokens, S cached + new.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from .concatenate_plt import concatenate
-from .tail_plt import tail
 
 NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
 
@@ -76,6 +74,31 @@ class Pads(NamedTuple):
         count = (self.count - (self.order.shape[1] - num_new)).clamp(min=0).to(joined.device)
         sources = torch.where(columns < num_past + count, columns - count, columns).clamp(min=0)
         return pick(joined, sources, dim)
+
+
+def tail(states: Tensor, num_positions: int, dim: int = 1) -> Tensor:
+    """The last positions of `[B, T, ...]`, or where `dim` says that T is.
+
+    All of T is the tensor itself: traced code would not see that in a slice `-T:`.
+    """
+    start = states.shape[dim] - num_positions
+    return states.narrow(dim, start, num_positions) if start else states
+
+
+def last_columns(states: Tensor, num_columns: int) -> Tensor:
+    """The last `num_columns` entries of dimension -2, or all if there are fewer; `num_columns` may be 0."""
+    return states[..., max(states.shape[-2] - num_columns, 0) :, :]
+
+
+def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, of which autocast refuses float16 beside bfloat16: weights in one, autocast in the other."""
+    if len(parts) == 1:
+        return parts[0]
+    device = parts[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return torch.cat(tuple(parts), dim)
+    with torch.autocast(device, enabled=False):
+        return torch.cat(tuple(parts), dim)
 
 
 def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:

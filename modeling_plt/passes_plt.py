@@ -1,63 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule: which loops run together, through which layers, at how many positions.
 
-B batch, L loops, N layers, T new tokens, D hidden.
+B batch, L loops, T new tokens, D hidden.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .configuration_plt import PLTConfig
-from .pads_plt import Pads, join
-from .tail_plt import tail
+from .cache_plt import PLTCacheMixin
+from .configuration_plt import PLTConfig, Stage
+from .pads_plt import Pads, join, tail
+from .sequence_plt import NewTokens
 
 
 class Pass(NamedTuple):
-    """One run through consecutive layers.
+    """One run through the layers of a stage, with all that they need to know beside the states.
 
     With the shift, later loops of a single position read the carry, not each other, so all run together; of several
     positions, loops run one after another. A pass is therefore R loops at T positions, and R or T is 1.
     """
 
+    stage: Stage
     loops: range
-    layers: range
     spans: list[int]  # spans[n]: how many of the last positions enter the n-th layer; at the end: leave the last layer
+    tokens: NewTokens
+    position_embeddings: tuple[Tensor, Tensor]  # cosines and sines [B, 1, 1, >= T, Dh], of which the last T count
+    past_key_values: PLTCacheMixin | None  # to extend
+
+    @property
+    def full(self) -> range:
+        """The loops that attend to all their own keys."""
+        return self.stage.full(self.loops)
+
+    @property
+    def windowed(self) -> range:
+        """The loops that attend to a window of their own keys."""
+        return self.stage.windowed(self.loops)
+
+    @property
+    def has_last_loop(self) -> bool:
+        """Whether it is the last loop whose states and attentions are recorded, and go on to the next stage."""
+        return self.loops.stop == self.stage.loops.stop
+
+    def num_queries(self, layer_idx: int) -> int:
+        """Q, how many of the last positions leave a layer."""
+        return self.spans[layer_idx - self.stage.layers.start + 1]
 
 
-def passes(config: PLTConfig, num_tokens: int, num_outputs: int, in_turn: bool) -> list[Pass]:
-    """The passes of a forward over T tokens that returns the last loop's states at the last `num_outputs` (0: all).
+def schedule(
+    config: PLTConfig, num_tokens: int, num_outputs: int, in_turn: bool
+) -> Iterator[tuple[Stage, range, list[int]]]:
+    """The passes of a forward over T tokens that returns the last `num_outputs` positions (0: all).
 
-    With `in_turn`, loops of a single position run one after another too.
+    Stages, loops and spans, as in `Pass`. With `in_turn`, loops of a single position run one after another too.
     """
-    spans = needed_positions(config, num_tokens, num_outputs)
-    layers, loops = range(config.num_hidden_layers), range(config.num_loops)
-    if config.loop_shift and num_tokens == 1 and not in_turn:
-        return [Pass(loops, layers, spans[0])]
-    return [Pass(range(loop_idx, loop_idx + 1), layers, spans[loop_idx]) for loop_idx in loops]
+    run_together = config.loop_shift and num_tokens == 1 and not in_turn
+    needed = needed_positions(config, num_tokens, num_outputs)
+    for stage, spans in zip(config.stages, needed, strict=True):
+        for loops in [stage.loops] if run_together else [range(idx, idx + 1) for idx in stage.loops]:
+            yield stage, loops, spans[loops.start]
 
 
-def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[list[int]]:
-    """Exact pruned prefill: how many of the last positions each loop needs, `[loop][n]`, `n` as in `Pass.spans`.
+def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> list[list[list[int]]]:
+    """Exact pruned prefill: how many of the last T positions are needed, `[stage][loop][n]`, `n` as in `Pass.spans`.
 
     In each layer, an output depends on the positions that its loop sees of its own (the W - 1 before it); at the
     start of a loop, the shift adds one more. What is before is never read, so leaving it out changes nothing.
+
+    Args:
+        num_outputs: how many of the last positions are wanted; 0 for all.
     """
     if num_outputs == 0:
-        return [[num_tokens] * (config.num_hidden_layers + 1)] * config.num_loops
-    spans: list[list[int]] = []
-    for loop_idx in reversed(range(config.num_loops)):
-        window = None if loop_idx == 0 else config.own_window
-        reach = num_tokens if window is None else max(window - 1, 0)
-        span = [min(num_outputs, num_tokens)]
-        for _ in range(config.num_hidden_layers):
-            span.insert(0, min(span[0] + reach, num_tokens))
-        spans.insert(0, span)
-        num_outputs = span[0] + config.loop_shift
-    return spans
+        return [[[num_tokens] * (len(stage.layers) + 1)] * len(stage.loops) for stage in config.stages]
+    num_wanted = min(num_outputs, num_tokens)
+    needed: list[list[list[int]]] = []
+    for stage in reversed(config.stages):
+        of_stage: list[list[int]] = []
+        for loop_idx in reversed(stage.loops):
+            alone = range(loop_idx, loop_idx + 1)
+            reach = num_tokens if stage.full(alone) else (config.sliding_window - 1) * len(stage.windowed(alone))
+            spans = [min(num_wanted, num_tokens)]
+            for _ in stage.layers:
+                spans.insert(0, min(spans[0] + reach, num_tokens))
+            of_stage.insert(0, spans)
+            num_wanted = spans[0] + 1 if config.loop_shift else spans[0]
+        needed.insert(0, of_stage)
+        num_wanted = of_stage[0][0]  # loop 0 sees the most, and every loop starts from these positions
+    return needed
 
 
-def shift(states: Tensor | Any, carry: Tensor, follows: Tensor, pads: Pads | None) -> Tensor:
+def shift(states: Tensor | None, carry: Tensor, follows: Tensor, pads: Pads | None) -> Tensor:
     """States delayed by one token, the carry first, and zeros where a sequence starts (paper section 3.1).
 
     Args:
@@ -69,5 +103,5 @@ def shift(states: Tensor | Any, carry: Tensor, follows: Tensor, pads: Pads | Non
     Returns:
         `[B, n, D]`.
     """
-    delayed = carry if follows.shape[1] == 1 else join(carry, states, pads, dim=1)[:, :-1]
+    delayed = carry if states is None else join(carry, states, pads, dim=1)[:, :-1]
     return delayed.masked_fill(~tail(follows, delayed.shape[1]).unsqueeze(-1), 0)

@@ -7,7 +7,7 @@ B batch, T new tokens, S cached + new.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMode
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching import PagedAttentionCache
 from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .masks_plt import DENSE
+from .pads_plt import Pads
 
 
 def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
@@ -150,6 +151,15 @@ def refuse_other_states(hidden_states: Tensor | Any) -> None:
         )
 
 
+def refuse_states_before_others(config: PLTConfig) -> None:
+    """Refuse the states of every loop where the head is not what reads them."""
+    if config.stages[-1] != config.looped_stage:
+        raise NotImplementedError(
+            "`output_loop_hidden_states=True` is not supported with layers after the loop: `lm_head` cannot read its "
+            "states."
+        )
+
+
 def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
     """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
     if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
@@ -174,4 +184,53 @@ def refuse_unusable(past_key_values: PLTCacheMixin, config: PLTConfig, inputs_em
         raise NotImplementedError(
             f"A `PLTStaticCache` needs a mask over its whole memory, which {' and '.join(DENSE)} take, but not "
             f"`{config._attn_implementation}`."
+        )
+
+
+# Adapters of PEFT for which it matters which positions a call holds, where a PLT has loops, pads and pruning. With
+# them, loops run in turn and at all positions, so that each call holds the tokens once, as a Llama's does.
+
+COUNTS, AVERAGES, WEIGHS = "aLoRA", "Lily", "X-LoRA"
+
+
+def position_adapters(module: nn.Module) -> set[str]:
+    """Which of them are anywhere in a module.
+
+    They are known by names, because PEFT may be absent. Every step of decoding asks: `modules()` takes three times
+    as long.
+    """
+    found: set[str] = set()
+    remaining = [module]
+    while remaining:
+        module = remaining.pop()
+        if "base_layer" in module._modules:
+            found |= adapters_of(module)
+        remaining += [child for child in module._modules.values() if child is not None]
+    return found
+
+
+def adapters_of(layer: nn.Module) -> set[str]:
+    """Of an adapted layer: aLoRA counts tokens from the end, Lily averages over all, X-LoRA has weights for each."""
+    variants = [type(variant).__name__ for variant in vars(layer).get("lora_variant", {}).values()]
+    replaced = getattr(vars(layer).get("forward"), "__self__", None)
+    is_there = {
+        COUNTS: "ALoraLinearVariant" in variants,
+        AVERAGES: "lily_router" in layer._modules,
+        WEIGHS: type(replaced).__name__ == "XLoraLinearLayer",
+    }
+    return {name for name, is_found in is_there.items() if is_found}
+
+
+def refuse_misplaced(adapters: set[str], pads: Pads | None, is_checkpointing: bool) -> None:
+    """What is wrong even if loops run in turn and at all positions."""
+    if pads is not None and adapters & {COUNTS, WEIGHS}:
+        raise NotImplementedError(
+            f"{' and '.join(sorted(adapters & {COUNTS, WEIGHS}))} knows tokens by their place in a row, so pads must "
+            "come before the tokens, got an `attention_mask` with pads after or between them: inside the layers of a "
+            "PLT they come first."
+        )
+    if is_checkpointing and COUNTS in adapters:
+        raise NotImplementedError(
+            "aLoRA cannot be trained with gradient checkpointing: PEFT withdraws the invocation's place after a "
+            "layer's first backward, and every loop has one."
         )

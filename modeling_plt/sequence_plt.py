@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks_plt import NO_START
 from .cache_plt import PLTCacheMixin
 from .configuration_plt import PLTConfig
-from .masks_plt import make_full_mask
+from .masks_plt import make_full_mask, make_window_mask
 from .pads_plt import NO_POSITION, Pads, join
 from .refusals_plt import (
     can_read,
@@ -21,7 +22,6 @@ from .refusals_plt import (
     refuse_overflow,
     refuse_wrong_shapes,
 )
-from .window_plt import NO_START, make_window_mask
 
 
 class NewTokens(NamedTuple):
@@ -40,8 +40,8 @@ class NewTokens(NamedTuple):
         return self.positions.shape[1]
 
     def contiguous(self) -> "NewTokens":
-        """Itself: older releases of transformers ask this of what `create_masks_for_generate` returns."""
-        return self
+        """Itself."""
+        return self  # UNTIL transformers 5.24: older ones ask this of what `create_masks_for_generate` returns
 
 
 def read_tokens(

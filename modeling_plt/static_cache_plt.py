@@ -12,8 +12,7 @@ from transformers.cache_utils import StaticCache, StaticLayer
 
 from .cache_plt import Carry, PLTCacheMixin, refuse_layer_by_layer
 from .configuration_plt import PLTConfig
-from .pads_plt import NO_POSITION, Pads, join
-from .window_plt import write_ring
+from .pads_plt import NO_POSITION, Pads, join, tail
 
 
 class StaticLoops(StaticLayer):
@@ -76,6 +75,25 @@ class RingLayer(StaticLoops):
         return write_ring(stored, new, columns, pads)
 
 
+def write_ring(ring: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) -> Tensor:
+    """Put the last of the T tokens at `columns` `[T]` into a ring, where column c is at c modulo its size n.
+
+    `new` `[B, heads, <= T, Dh]`: a pruned prefill gives only the last tokens, whose windows reach no further back.
+    Returns what their queries see: the ring itself for a single token, else the n - 1 columns before the tokens and
+    theirs, in order.
+    """
+    size = ring.shape[2]
+    seen = ring
+    if columns.shape[0] > 1 or pads is not None:
+        before = (columns[:1] - torch.arange(size - 1, 0, -1, device=columns.device)) % size
+        seen = join(ring.index_select(2, before), new, pads, dim=2)
+        new = new if pads is None else seen  # a window may lie before the pads among the tokens
+    num_kept = min(size, new.shape[2])
+    last = columns[-1:] - torch.arange(num_kept - 1, -1, -1, device=columns.device)
+    ring.index_copy_(2, last % size, tail(new, num_kept, dim=2))
+    return ring if columns.shape[0] == 1 else seen
+
+
 class StaticCarry(Carry):
     """A carry of one column that is written in place."""
 
@@ -106,7 +124,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
 
     - the layers of the cache itself hold loop 0's shared KV `[B, Hkv, max_cache_len, Dh]`, or with
       `loop_attention="own"` the full keys and values of all loops, as further heads;
-    - `later_loops` holds their windows, one ring per decoder layer;
+    - `later_loops` holds their windows, one ring per layer of the looped stage;
     - `carry` as in `PLTCache`.
 
     Nothing is ever reallocated and no length is a Python number, so a compiled step is traced once. Memory is taken
@@ -127,13 +145,14 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         if max_cache_len < 1:
             raise ValueError(f"`max_cache_len` must be at least 1, got {max_cache_len}.")
         super().__init__(config=config, max_cache_len=max_cache_len)
-        layers, later = range(config.num_hidden_layers), range(1, config.num_loops)
-        full = range(1) if config.own_window is not None else range(config.num_loops)
-        self.layers = [StaticLoops(max_cache_len, full) for _ in layers]
+        full = [stage.full(stage.loops) for stage in config.stages for _ in stage.layers]
+        self.layers = [StaticLoops(max_cache_len, loops) for loops in full]
+        self.stage = stage = config.looped_stage
         self.ring_size = min(config.sliding_window, max_cache_len)
-        self.later_loops = [RingLayer(self.ring_size, later) for _ in layers] if config.has_gate else []
+        windowed = stage.windowed(stage.loops)
+        self.later_loops = [RingLayer(self.ring_size, windowed) for _ in stage.layers] if windowed else []
         self.carry = StaticCarry()
-        self.carried = config.num_loops, config.hidden_size
+        self.carried = len(stage.loops), config.hidden_size
         self.note_config(config)
 
     @property
@@ -152,8 +171,10 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
     ) -> tuple[Tensor, Tensor]:
         """As `PLTCache.update`."""
         refuse_layer_by_layer(loops, num_tokens)
-        layers = self.later_loops if self.later_loops and loops.start > 0 else self.layers
-        return layers[layer_idx].update_loops(key_states, value_states, loops, num_tokens, pads)
+        layer = self.layers[layer_idx]
+        if self.stage.windowed(loops) == loops:
+            layer = self.later_loops[layer_idx - self.stage.layers.start]
+        return layer.update_loops(key_states, value_states, loops, num_tokens, pads)
 
     def early_initialization(
         self, batch_size: int, num_heads: int | Any, head_dim: int | Any, dtype: torch.dtype, device: torch.device

@@ -98,16 +98,18 @@ class PLTAttention(nn.Module):
             )
 
         self.attn = attend("attn")
-        later = range(1, config.num_loops)
+        stage = config.looped_stage
+        later = stage.loops[1:]
         self.shared_attn = self.together_attn = self.own_attn = None
-        if later and config.own_window is not None:
+        if later and stage.later_see != "all":
             # later loops see loop 0's keys: one after another, or with loop 0 as further heads of each KV head
             self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
             if goes_together(config, vllm_config):
-                self.together_attn = attend("together_attn", loops=config.num_loops, shares=f"{prefix}.attn")
-        if later and config.own_window != 0:
+                self.together_attn = attend("together_attn", loops=len(stage.loops), shares=f"{prefix}.attn")
+        if later and stage.later_see != "nothing":
             # and a window of their own, or, in a vanilla loop, all of their own
-            self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=config.own_window) for loop in later)
+            window = config.sliding_window if stage.later_see == "window" else None
+            self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=window) for loop in later)
         self.share_scales()
 
     def share_scales(self) -> None:

@@ -97,6 +97,10 @@ class Checks(VerifyAndUpdateConfig):
             ValueError: with one sentence that says what was asked and what can be.
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
+        if len(config.stages) > 1:
+            raise ValueError(
+                f"The plugin serves models whose loop runs through all layers, in one stage, got {len(config.stages)}."
+            )
         compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(
@@ -113,7 +117,7 @@ class Checks(VerifyAndUpdateConfig):
             raise ValueError(
                 "A PLT's later loops need all tokens of a prompt: `kv_sharing_fast_prefill` must be False, got True."
             )
-        if config.num_loops > 1 and config.own_window is not None:
+        if config.num_loops > 1 and config.looped_stage.later_see != "all":
             check_sharing(vllm_config)
         check_graphs(vllm_config)
         if compilation.cudagraph_mode is None and vllm_config.optimization_level > OptimizationLevel.O0:

@@ -42,8 +42,11 @@ def attend(query, keys, values):
 
 
 class ReferencePLT:
-    def __init__(self, config, weights):
+    """The layers between the first `num_before` and the last `num_after` loop; these run once."""
+
+    def __init__(self, config, weights, num_before=0, num_after=0):
         self.config = config
+        self.num_before, self.num_after = num_before, num_after
         self.weights = {name: tensor.detach().double().numpy() for name, tensor in weights.items()}
         self.theta = config.rope_parameters["rope_theta"]
 
@@ -95,14 +98,17 @@ class ReferencePLT:
         return self.weights["model." + name] if self.config.learned_scales else getattr(self.config, name)
 
     def loop_states(self, input_ids):
-        """A list of T token ids -> normed states `[L, T, D]` of every loop."""
+        """A list of T token ids -> normed states `[L, T, D]` of every loop, the last of them after the last layer."""
         config = self.config
         loops, layers = range(config.num_loops), range(config.num_hidden_layers)
+        before, after = layers[: self.num_before], layers[len(layers) - self.num_after :]
         kv = [[([], []) for _ in layers] for _ in loops]
         states = [[] for _ in loops]  # what a loop hands to the next one
         normed = [[] for _ in loops]
         for position, token in enumerate(input_ids):
             embedding = self.weights["model.embed_tokens.weight"][token]
+            for n in before:
+                embedding = self.layer(n, 0, position, embedding, kv)
             for r in loops:
                 if r == 0:
                     h = embedding
@@ -110,10 +116,13 @@ class ReferencePLT:
                     source = position - 1 if config.loop_shift else position
                     previous = states[r - 1][source] if source >= 0 else np.zeros_like(embedding)
                     h = self.scale("embedding_scale") * embedding + self.scale("hidden_scale") * previous
-                for n in layers:
+                for n in layers[len(before) : len(layers) - len(after)]:
                     h = self.layer(n, r, position, h, kv)
+                states[r].append(self.norm("model.norm", h) if config.loop_norm else h)
+                if r == loops[-1]:
+                    for n in after:
+                        h = self.layer(n, 0, position, h, kv)
                 normed[r].append(self.norm("model.norm", h))
-                states[r].append(normed[r][-1] if config.loop_norm else h)
         return np.array(normed)
 
     def logits(self, input_ids):

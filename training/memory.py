@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from configuration_plt import PLTConfig
+from configuration_plt import PLTConfig, Stage
 from modeling_plt import PLTForCausalLM
 
 
@@ -54,16 +54,19 @@ def bytes_of_step(config: PLTConfig, training: Training) -> dict[str, float]:
 
 def activations(config: PLTConfig, training: Training) -> float:
     """What the layers of all loops keep for the backward, in bytes per token."""
-    first, later = bytes_of_layer(config, training.bf16)
-    num_later = config.num_loops - 1
-    if not training.checkpointing:
-        return config.num_hidden_layers * (first + num_later * later)
-    # the input of each layer in each loop, the shared KV, and the layer that is computed again, with its gradients
-    kept = 4 * config.hidden_size * config.num_loops + 2 * (2 if training.bf16 else 4) * key_size(config)
-    return config.num_hidden_layers * kept + 1.5 * max(first, later if num_later else 0)
+    kept, greatest = 0.0, 0.0
+    for stage in config.stages:
+        first, later = bytes_of_layer(config, stage, training.bf16)
+        of_layer = first + len(stage.loops[1:]) * later
+        if training.checkpointing:  # the input of each layer in each loop, and the shared KV
+            of_layer = 4 * config.hidden_size * len(stage.loops) + 2 * (2 if training.bf16 else 4) * key_size(config)
+            # the layer that is computed again, with its gradients
+            greatest = max(greatest, first, later if stage.loops[1:] else 0)
+        kept += len(stage.layers) * of_layer
+    return kept + 1.5 * greatest
 
 
-def bytes_of_layer(config: PLTConfig, bf16: bool) -> tuple[float, float]:
+def bytes_of_layer(config: PLTConfig, stage: Stage, bf16: bool) -> tuple[float, float]:
     """Of one token in the first loop and in a later one: residuals and norms are float32, products what they are in.
 
     Autocast makes a copy of its input for each of the projections.
@@ -72,9 +75,9 @@ def bytes_of_layer(config: PLTConfig, bf16: bool) -> tuple[float, float]:
     q, k = config.num_attention_heads * config.head_dim, key_size(config)
     size, casts = (2, 3) if bf16 else (4, 0)
     first = 16 * d + size * ((2 + casts) * d + 2 * q + 2 * k + 4 * f)
-    if config.own_window is None:
+    if stage.later_see == "all":
         return first, first
-    if config.own_window == 0:
+    if stage.later_see == "nothing":
         return first, first - size * 2 * k  # the keys and values are the first loop's
     # both attentions and their gate; each block of W queries has keys and values of 2 W - 1 positions, for all heads
     windows = 2 * q * (2 * window - 1) / window + 2 * window

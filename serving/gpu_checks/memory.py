@@ -10,7 +10,7 @@ import torch
 from benchmarks_plt.device_bytes import forget_peak, peak_bytes
 from benchmarks_plt.models import SharedWeights, random_ids
 from benchmarks_plt.rows import Row as Model
-from modeling_plt.cache_name_plt import THEIRS
+from modeling_plt.names_plt import THEIRS
 
 from .row import MEASURED, Row, tried
 from .scale import Scale

@@ -9,7 +9,7 @@ from benchmarks_plt.models import Setup
 from benchmarks_plt.sizes import SIZES
 from benchmarks_plt.window_masks import MASKS, WORK, Case
 from command_plt.main import main
-from modeling_plt.window_plt import BlockMask
+from modeling_plt.blocks_plt import BlockMask
 
 FIELDS = SIZES["0.5b"] | {"sliding_window": 8, "hidden_size": 192, "num_attention_heads": 12}
 

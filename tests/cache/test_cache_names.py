@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 import modeling_plt
 from modeling_plt import PLTCache, PLTStaticCache
-from modeling_plt.cache_name_plt import CACHE_NAMES, THEIRS
+from modeling_plt.names_plt import CACHE_NAMES, THEIRS
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 12}
 
@@ -104,7 +104,7 @@ def test_one_file_knows_both_names():
     """What else says `cache` is a class, a field or a sentence, not the name of an argument."""
     folder = Path(modeling_plt.__file__).parent
     for file in folder.glob("*.py"):
-        if file.name != "cache_name_plt.py":
+        if file.name != "names_plt.py":
             text = file.read_text()
             assert '"cache"' not in text and "cache=" not in text.replace("use_cache=", ""), file.name
 

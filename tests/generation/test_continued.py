@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
-from modeling_plt.cache_name_plt import NEW, THEIRS
+from modeling_plt.names_plt import NEW, THEIRS
 from modeling_plt.refusals_plt import can_read
 
 MODES = {

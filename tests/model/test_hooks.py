@@ -10,7 +10,7 @@ VECTOR = 5 * torch.linspace(-1, 1, 32)
 
 def steer_every_loop(layer, inputs, output):
     """As in docs/use.md."""
-    loops = inputs[3]
+    loops = inputs[3].loops
     states = output[0].unflatten(1, (len(loops), -1))
     states[:, :, -1:] += VECTOR
 

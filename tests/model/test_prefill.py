@@ -6,9 +6,9 @@ from reference import ReferencePLT
 from tiny import ABLATION_ROWS, tiny_config, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache
+from modeling_plt.blocks_plt import visible_in_blocks
 from modeling_plt.modeling_plt import PLTDecoderLayer
 from modeling_plt.passes_plt import needed_positions
-from modeling_plt.window_plt import visible_in_blocks
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 summation order
 
@@ -35,9 +35,9 @@ def counted(monkeypatch):
     """A list that gets `(loop, positions in, positions out)` of every call of a layer."""
     calls, forward = [], PLTDecoderLayer.forward
 
-    def count(self, hidden_states, key, value, loops, num_queries, **kwargs):
-        output = forward(self, hidden_states, key, value, loops, num_queries, **kwargs)
-        calls.append((loops.start, hidden_states.shape[1], output[0].shape[1]))
+    def count(self, hidden_states, key, value, run, **kwargs):
+        output = forward(self, hidden_states, key, value, run, **kwargs)
+        calls.append((run.loops.start, hidden_states.shape[1], output[0].shape[1]))
         return output
 
     monkeypatch.setattr(PLTDecoderLayer, "forward", count)
@@ -48,22 +48,24 @@ def test_the_formula_of_the_specification():
     config = tiny_config(num_loops=3, num_hidden_layers=4, sliding_window=5)
     # backwards: 2 outputs, four layers of 4 positions each, one for the shift, and so on
     assert needed_positions(config, 100, 2) == [
-        [100, 100, 100, 100, 36],
-        [35, 31, 27, 23, 19],
-        [18, 14, 10, 6, 2],
+        [
+            [100, 100, 100, 100, 36],
+            [35, 31, 27, 23, 19],
+            [18, 14, 10, 6, 2],
+        ]
     ]
-    assert needed_positions(config, 20, 2) == [[20] * 5, [20, 20, 20, 20, 19], [18, 14, 10, 6, 2]]
-    assert needed_positions(config, 20, 0) == [[20] * 5] * 3
+    assert needed_positions(config, 20, 2) == [[[20] * 5, [20, 20, 20, 20, 19], [18, 14, 10, 6, 2]]]
+    assert needed_positions(config, 20, 0) == [[[20] * 5] * 3]
     loop = tiny_config(num_loops=2, num_hidden_layers=2, **ABLATION_ROWS["loop"])
-    assert needed_positions(loop, 20, 1) == [[20, 20, 20], [20, 20, 1]]
+    assert needed_positions(loop, 20, 1) == [[[20, 20, 20], [20, 20, 1]]]
     shared = tiny_config(num_loops=3, num_hidden_layers=2, **ABLATION_ROWS["shared"])
-    assert needed_positions(shared, 20, 1) == [[20, 20, 3], [2, 2, 2], [1, 1, 1]]
+    assert needed_positions(shared, 20, 1) == [[[20, 20, 3], [2, 2, 2], [1, 1, 1]]]
 
 
 def test_long_prompts_cost_what_the_specification_says():
     """LoopCoder-V2's shape, 32k tokens: about 1.02 to 1.03 plain prefills, where two full loops would be 2."""
     config = tiny_config(num_loops=2, num_hidden_layers=14, sliding_window=65)
-    spans = needed_positions(config, 32768, 1)
+    (spans,) = needed_positions(config, 32768, 1)
     assert 1.01 < sum(sum(span[:-1]) for span in spans) / (14 * 32768) < 1.03  # positions with keys and values
     assert 0.94 < sum(sum(span[1:]) for span in spans) / (14 * 32768) < 0.95  # with queries and MLP
 
@@ -75,7 +77,7 @@ def test_each_loop_computes_the_positions_of_the_formula(monkeypatch, row, num_l
     model = tiny_model(num_loops=num_loops, **ABLATION_ROWS[row])
     calls = counted(monkeypatch)
     model(tiny_ids(2, 40), logits_to_keep=logits_to_keep)
-    spans = needed_positions(model.config, 40, logits_to_keep)
+    (spans,) = needed_positions(model.config, 40, logits_to_keep)
     expected = [(loop, span[n], span[n + 1]) for loop, span in enumerate(spans) for n in range(2)]
     assert calls == expected
     assert calls[-1][2] == logits_to_keep

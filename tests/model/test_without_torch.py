@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 [source] = sys.argv[1:]
 config = AutoConfig.from_pretrained(source, trust_remote_code=True)
 assert type(config).__module__.startswith("transformers_modules."), type(config).__module__
-assert (config.num_loops, config.hidden_scale, config.own_window) == (3, 0.6, 4)
+assert (config.num_loops, config.hidden_scale, config.stages[0].later_see) == (3, 0.6, "window")
 config.save_pretrained("again")
 assert AutoTokenizer.from_pretrained(source, trust_remote_code=True)("a b").input_ids == [3, 4]
 assert sys.modules["torch"] is None

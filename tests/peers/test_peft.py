@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PEFT's own tests of decoder models, unmodified but for their list of models, which is a tiny PLT.
 
-Default target modules are those of `modeling_plt/peft_targets_plt.py`. Tests of a model that they name are left out.
+Default target modules are those of `modeling_plt/modeling_plt.py`. Tests of a model that they name are left out.
 """
 
 import inspect

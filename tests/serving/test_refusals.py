@@ -2,6 +2,7 @@
 
 import json
 from configparser import ConfigParser
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from engines import engine, save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from serving_plt.checks import OLDEST
+from configuration_plt import PLTConfig, Stage
+from serving_plt.checks import OLDEST, Checks
 from serving_plt.register import register
 
 GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
@@ -95,3 +97,17 @@ def test_a_misspelled_field(folder):
     (folder / "config.json").write_text(json.dumps(config | {"num_loop": 3}))
     with pytest.raises(Exception, match="is `num_loops` meant"), engine(folder):
         pass
+
+
+def test_layers_outside_of_the_loop():
+    """A config cuts its layers into stages; only what is asked of it before the refusal is there."""
+
+    class Cut(PLTConfig):
+        @property
+        def stages(self):
+            (whole,) = super().stages
+            return Stage(whole.layers[:1], range(1), "all"), Stage(whole.layers[1:], whole.loops, whole.later_see)
+
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=Cut()), parallel_config=None)
+    with pytest.raises(ValueError, match="in one stage, got 2"):
+        Checks.verify_and_update_config(config)

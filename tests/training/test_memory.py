@@ -56,7 +56,9 @@ def test_what_a_layer_keeps_grows_as_computed_with_each_size(name, value, bf16):
     config = PLTConfig(**sizes)
     layer = sum(parameter.numel() for parameter in PLTForCausalLM(config).model.layers[0].parameters())
     casts = 2 * layer if bf16 else 0  # of the weights, once per layer
-    assert kept[1] - kept[0] - casts == pytest.approx(BATCH * LENGTH * sum(bytes_of_layer(config, bf16)), rel=0.03)
+    assert kept[1] - kept[0] - casts == pytest.approx(
+        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], bf16)), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("loop_attention", ["own", "shared"])
@@ -68,7 +70,9 @@ def test_what_a_later_loop_keeps_depends_on_its_attention(loop_attention):
         )
         for n in (1, 2)
     ]
-    assert kept[1] - kept[0] == pytest.approx(BATCH * LENGTH * sum(bytes_of_layer(config, bf16=False)), rel=0.01)
+    assert kept[1] - kept[0] == pytest.approx(
+        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], bf16=False)), rel=0.01
+    )
 
 
 def saved_bytes(config: PLTConfig, bf16: bool) -> int:
