@@ -32,7 +32,6 @@ from .controls import CONTROLS_FILE, WORDS, control_losses
 from .decay import SpareGatesAndScales, is_gate_or_scale
 from .distillation import DistillationArguments, add_teacher
 from .finite import StopAtNonFinite, stopping
-from .healing import RampArguments, Ramps
 from .loop_readouts import EvaluatesLoops
 from .progress import LossPlot, SampleText, Speed
 from .resume import KeepSettings, find_checkpoint, refuse_other_settings
@@ -44,7 +43,7 @@ from .trainer_arguments import PretrainingArguments
 
 
 @dataclass
-class HealArguments(RampArguments, DistillationArguments):
+class HealArguments(DistillationArguments):
     """What is healed, and how."""
 
     model: str = field(kw_only=True, metadata={"help": "a folder or hub id of a model converted with `--to-plt`"})
@@ -58,8 +57,7 @@ class HealArguments(RampArguments, DistillationArguments):
     prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
 
     def __post_init__(self) -> None:
-        RampArguments.__post_init__(self)
-        DistillationArguments.__post_init__(self)
+        super().__post_init__()
         if self.new_rate <= 0:
             raise ValueError(f"`--new_rate` must be above 0, got {self.new_rate}.")
 
@@ -139,16 +137,12 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     refuse_long_blocks(texts.block_size, config)
     if texts.streaming and training.max_steps <= 0:
         raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
-    if arguments.teacher is None and arguments.attention_weight:
-        raise ValueError("`--attention_weight` needs a `--teacher`.")
     teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
     data = data_of(load_texts(texts), texts, training, tokenizer)
 
     set_seed(training.seed)
     model = load_to_train(arguments.model, config)
     callbacks = [StopAtNonFinite(), Speed(), SampleText(arguments.prompt), LossPlot(), KeepSettings(settings)]
-    if arguments.any_ramp:
-        callbacks.append(Ramps(model, arguments, texts.block_size))
     if teacher is not None:
         add_teacher(model, teacher, arguments)
     trainer = HealingTrainer(model, training, callbacks=callbacks, new_rate=arguments.new_rate, **data)

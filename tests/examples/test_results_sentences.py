@@ -145,6 +145,7 @@ SENTENCES = (
     ("heal", "sources of {}M parameters on the standard library of Python {}", 0.16, 3.11),
     ("heal", "plus {} times that state", 0.05),
     ("heal", "models above {}M parameters", 0.16),
+    ("heal", "MELT (arXiv {}) reports for {}B parameters", 2605.07721, 1.4),
     ("heal", "the PLT starts {}e-9 nats", 1.7),  # no study's: of a command on the page
 )
 

@@ -14,7 +14,6 @@ from training_plt.experiments.harness import python_text
 from training_plt.experiments.harness.examples import NO_ANSWER
 from training_plt.experiments.hops import Hops
 from training_plt.experiments.mano import Mano
-from training_plt.experiments.nested import Nested
 from training_plt.experiments.reach import Reach
 from training_plt.experiments.swaps import Swaps
 
@@ -22,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 TASKS = {
     "hops": Hops(num_tests=64),
     "reach": Reach(num_tests=64),
-    "nested": Nested(num_tests=64),
     "mano": Mano(num_tests=256),
     "swaps": Swaps(num_tests=64),
 }
@@ -56,27 +54,6 @@ def test_answers_of_hops_are_those_of_the_definition(task):
                 assert group == hops
         assert labels[:2] == [NO_ANSWER] * 2
         assert all(a != b for a, b in zip(letters, letters[1:], strict=False))
-
-
-def test_answers_of_nested_induction_are_those_of_the_definition():
-    task = Nested(num_tests=20, alphabet=4)
-    depths = set()
-    for examples in (task.test(), task.train(20, seed=1)):
-        for ids, labels, groups in zip(*(part.tolist() for part in vars(examples).values()), strict=True):
-            depth, letters = ids[0] - task.alphabet + 1, ids[1:]
-            depths.add(depth)
-            places = [hop(letters, position, 1) for position in range(len(letters))]
-            inner = [None if place is None else letters[place] for place in places]
-            for position, (label, group) in enumerate(zip(labels[2:], groups[2:], strict=True)):
-                answer, place = inner[position], places[position]
-                if depth == 2:
-                    places_of_it = [j for j in range(1, position + 1) if inner[j - 1] == inner[position] is not None]
-                    place = max(places_of_it, default=None)
-                    answer = None if place in (None, position) else inner[place]
-                assert label == (NO_ANSWER if answer is None else answer)
-                assert answer is None or group <= position - place < 2 * group
-    assert set(task.test().input_ids[:, 0].tolist()) == {task.alphabet + 1}, "the test asks for the second induction"
-    assert depths == {1, 2}
 
 
 def test_every_number_of_hops_and_every_octave_is_asked():

@@ -1,4 +1,4 @@
-"""Healing and fine-tuning in two processes are those of one: teacher, ramps, rates of their own, adapters, merging."""
+"""Healing and fine-tuning in two processes are those of one: teacher, rates of their own, adapters, merging."""
 
 import json
 
@@ -27,13 +27,12 @@ CHATS = [
 
 
 def heal_flags(folder, output, batch_size, *more) -> list[str]:
-    """A step of 8 packed entries in two batches, in the middle of both ramps."""
+    """A step of 8 packed entries in two batches."""
     values = {
         "model": folder / "converted",
         "teacher": folder / "source",
         "kl_temperature": 2,
         "new_rate": 3,
-        "shared_kv_ramp": 1,
         "dataset": folder / "texts.jsonl",
         "output_dir": folder / output,
         "block_size": 32,
