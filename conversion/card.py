@@ -61,11 +61,12 @@ def write_card(folder: Path, source: str, source_folder: Path, plan: Plan, comma
 def describe(plan: Plan) -> str:
     """One sentence about the loops of a PLT."""
     config = plan.config
-    if config.num_loops == 1:
+    stage = config.looped_stage
+    if len(stage.loops) == 1:
         return "A plain decoder: one loop."
     state = "the previous token's" if config.loop_shift else "its own token's"
     return (
-        f"{config.num_loops} loops over {config.num_hidden_layers} layers; a later loop reads {state} state and "
+        f"{len(stage.loops)} loops over {len(stage.layers)} layers; a later loop reads {state} state and "
         f'attends to `"{config.loop_attention}"`.'
     )
 

@@ -99,7 +99,7 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
 def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> Tensor:
     """Logits `[B, T, V]` that a checkpoint gives under a config."""
     model = streamed_model(PLTForCausalLM, config, lambda name: checkpoint.tensors[name].load())
-    with progress(model, config.num_loops):
+    with progress(model, config):
         return model(input_ids, use_cache=False).logits
 
 
@@ -110,17 +110,18 @@ def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
     config = exact.source.reference_config(exact.checkpoint.config)[0]
     config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
     model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
-    with progress(model, exact.config.num_loops):
+    (stage,) = exact.config.stages  # transformers' class runs its whole stack
+    with progress(model, exact.config):
         states = model.model.embed_tokens(input_ids)
-        for _ in range(exact.config.num_loops):
+        for _ in stage.loops:
             states = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
         return model.lm_head(states)
 
 
-def progress(model: PreTrainedModel, num_loops: int) -> tqdm:
-    """A bar that counts the layers that have run."""
-    layers = model.model.layers
-    bar = tqdm(total=len(layers) * num_loops, desc=f"Running {type(model).__name__}", unit="layer")
-    for layer in layers:
+def progress(model: PreTrainedModel, config: PLTConfig) -> tqdm:
+    """A bar that counts the layers that have run, of as many as the config says."""
+    total = sum(len(stage.layers) * len(stage.loops) for stage in config.stages)
+    bar = tqdm(total=total, desc=f"Running {type(model).__name__}", unit="layer")
+    for layer in model.model.layers:
         layer.register_forward_hook(lambda *_: bar.update() and None)
     return bar

@@ -81,7 +81,7 @@ def set_scale(scales: Any, value: Any) -> None:
 def with_shared_only(model: PLTForCausalLM) -> Iterator[None]:
     """Later loops attend to the shared KV alone."""
     with ExitStack() as hooks:
-        for layer in model.model.layers:
-            gate = layer.self_attn.plt_gate
+        for layer_idx in model.config.looped_stage.layers:
+            gate = model.model.layers[layer_idx].self_attn.plt_gate
             hooks.enter_context(gate.register_forward_hook(lambda *call: torch.ones_like(call[2])))
         yield

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
+from modeling_plt.refusals_plt import refuse_states_before_others
 
 from .arguments import parse, refusing
 from .diagnostics import choose_loops, diagnose
@@ -97,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse(__doc__, (DiagnoseArguments,), arguments)
     with refusing():
         config = load_config(args.model)
+        refuse_states_before_others(config)
         sequences = read_sequences(args, config, load_tokenizer_of(args.model, config))
     model = PLTForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(args.device).eval()
     results = diagnose(model, tqdm(sequences, unit="sequence"))
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = pd.DataFrame({name: results[name] for name in COLUMNS}, dtype=float).rename_axis("loop")
     plot_loops(table).savefig(output / "loops.png", dpi=150)
     if config.has_gate:
-        plot_gates(results["mean_gate"]).savefig(output / "gates.png", dpi=150)
+        plot_gates(results["mean_gate"], config.looped_stage.layers).savefig(output / "gates.png", dpi=150)
         table["mean_gate"] = pd.DataFrame(results["mean_gate"], dtype=float).mean()
     print(table.to_markdown(floatfmt=".4g"))
     print(line)

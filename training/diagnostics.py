@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each loop adds on a text: the diagnostics of LoopCoder-v2 (arXiv 2606.18023), by which a loop count is chosen.
 
-L loops, N layers, T tokens of a sequence, D hidden, H query heads, V vocabulary. `H[r]` are the normed states of loop
-r, which the head reads, also in models whose later loops read them without the norm (`loop_norm=False`).
+L loops, N looped layers, T tokens of a sequence, D hidden, H query heads, V vocabulary. `H[r]` are the normed states
+of loop r, which the head reads, also in models whose later loops read them without the norm (`loop_norm=False`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,8 +33,11 @@ def diagnose(model: PLTForCausalLM, sequences: Iterable[Tensor]) -> dict[str, li
         offset_cost: mean of `||H[r-1][i] - H[r-1][i-1]||` over the tokens i of a sequence but its first, from loop 1
             on: how far the shift moves what loop r reads. A model without the shift has it too, as what it would cost.
         refinement_gain: mean KL divergence of a loop's prediction from that of the loop before, from loop 1 on.
-        mean_gate: N such lists, one per layer; means over tokens and heads, from loop 1 on.
+        mean_gate: N such lists, one per looped layer; means over tokens and heads, from loop 1 on.
         loss: mean cross entropy of the next token, over the tokens of a sequence but its first.
+
+    Raises:
+        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
     totals = Totals(model.config, model.device)
     for input_ids in sequences:
@@ -71,9 +74,10 @@ class Totals:
 
     def __init__(self, config: PLTConfig, device: torch.device):
         self.num_tokens = 0
-        self.means = {name: LoopMeans(config.num_loops) for name in MEANS}
-        self.gates = [LoopMeans(config.num_loops) for _ in range(config.num_hidden_layers)]
-        size = (config.num_loops, config.hidden_size, config.hidden_size)
+        stage = config.looped_stage
+        self.means = {name: LoopMeans(len(stage.loops)) for name in MEANS}
+        self.gates = [LoopMeans(len(stage.loops)) for _ in stage.layers]
+        size = (len(stage.loops), config.hidden_size, config.hidden_size)
         self.gram = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(self, model: PLTForCausalLM, input_ids: Tensor) -> None:
@@ -130,10 +134,11 @@ def effective_rank(gram: Tensor, num_tokens: int) -> float:
 
 @contextmanager
 def recorded_gates(model: PLTForCausalLM) -> Iterator[list[list[Tensor]]]:
-    """For each layer the gates `[B, R, T, H]` of each call with R later loops; none if the model has no gates."""
-    gates: list[list[Tensor]] = [[] for _ in model.model.layers]
+    """For each looped layer the gates `[B, R, T, H]` of each call with R later loops; none if there are no gates."""
+    layers = [model.model.layers[layer_idx] for layer_idx in model.config.looped_stage.layers]
+    gates: list[list[Tensor]] = [[] for _ in layers]
     with ExitStack() as hooks:
-        for layer, calls in zip(model.model.layers, gates, strict=True):
+        for layer, calls in zip(layers, gates, strict=True):
             if layer.self_attn.plt_gate is not None:
                 hook = layer.self_attn.plt_gate.register_forward_hook(lambda *call, calls=calls: calls.append(call[2]))
                 hooks.enter_context(hook)

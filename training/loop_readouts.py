@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each loop does, measured in the forwards of an evaluation.
 
-B batch, T tokens, D hidden, L loops, N layers, H heads.
+B batch, T tokens, D hidden, L loops, H heads.
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_plt import PLTForCausalLM
+from modeling_plt.refusals_plt import refuse_states_before_others
 
 from .packing import NO_LABEL
 
@@ -24,22 +25,28 @@ class LoopReadouts:
 
     The layers run once, as without it; the head reads the states of the earlier loops too. It reads them inside of the
     decoder's forward, where sharded weights are whole, and which is called however a trainer computes its loss.
+
+    Raises:
+        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
 
     def __init__(self, model: PLTForCausalLM):
+        refuse_states_before_others(model.config)
         self.model = model
+        stage = model.config.looped_stage
         self.labels: Tensor | None = None  # of the batch that is evaluated; None outside of evaluation
-        self.gates: list[list[Tensor]] = [[] for _ in range(model.config.num_hidden_layers)]
+        self.gates: list[list[Tensor]] = [[] for _ in stage.layers]
         self.batch = torch.zeros(0)
-        later = range(1, model.config.num_loops)
+        later = stage.loops[1:]
         self.names = [f"loop_{loop_idx - 1}_loss" for loop_idx in later]
         self.names += [f"loop_{loop_idx}_gate" for loop_idx in later] if model.config.has_gate else []
         self.names += SCALES if model.config.has_learned_scales else []
         model.model.register_forward_pre_hook(self.ask_for_states, with_kwargs=True)
         model.model.register_forward_hook(self.read)
         if model.config.has_gate:
-            for layer, calls in zip(model.model.layers, self.gates, strict=True):
-                layer.self_attn.plt_gate.register_forward_hook(partial(self.note_gate, calls))
+            for layer_idx, calls in zip(stage.layers, self.gates, strict=True):
+                gate = model.model.layers[layer_idx].self_attn.plt_gate
+                gate.register_forward_hook(partial(self.note_gate, calls))
 
     def ask_for_states(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from modeling_plt import PLTForCausalLM
+from modeling_plt.refusals_plt import refuse_states_before_others
 
 
 def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
@@ -20,7 +21,9 @@ def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
 
     Raises:
         ValueError: the weight is negative, or there is no earlier loop.
+        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
+    refuse_states_before_others(model.config)
     refuse_weight(weight, model.config.num_loops)
 
     def ask_for_states(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:

@@ -19,9 +19,9 @@ def plot_loops(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_gates(mean_gate: list[list[float | None]]) -> Figure:
-    """The mean gate of each layer in each later loop: near 1 it reads the shared KV, near 0 its own window."""
-    gates = pd.DataFrame(mean_gate, dtype=float).drop(columns=0)
+def plot_gates(mean_gate: list[list[float | None]], layers: range) -> Figure:
+    """The mean gate of each looped layer in each later loop: near 1 it reads the shared KV, near 0 its own window."""
+    gates = pd.DataFrame(mean_gate, layers, dtype=float).drop(columns=0)
     figure = Figure(figsize=(2.5 + 0.8 * gates.shape[1], 1.5 + 0.35 * gates.shape[0]), layout="constrained")
     axes = figure.subplots()
     sns.heatmap(gates, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", ax=axes)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from reference import ReferencePLT
+from three_stages import NUM_BEFORE, Cut, three_stages
 from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_plt import PLTForCausalLM
 from training_plt.diagnose import main, reading
 from training_plt.diagnostics import choose_loops, diagnose
+from training_plt.plot_diagnostics import plot_gates
 
 SEQUENCES = [tiny_ids(1, length, seed=length)[0] for length in (9, 5, 1)]
 KEYS = {"step_size", "update_cosine", "effective_rank", "offset_cost", "refinement_gain", "mean_gate", "loss"}
@@ -34,15 +36,16 @@ def softmax(logits):
     return weights / weights.sum()
 
 
-def naive(model, sequences):
+def naive(model, sequences, num_before):
     """Each definition written out for one token after another; NaN where there is none."""
     config, weights = model.config, model.state_dict()
     num_loops, head = config.num_loops, weights["lm_head.weight"].double().numpy()
     values = {name: [[] for _ in range(num_loops)] for name in KEYS - {"mean_gate", "effective_rank"}}
     rows = [[] for _ in range(num_loops)]
-    gates = np.full((config.num_hidden_layers, num_loops, 0), np.nan)
+    num_looped = config.num_hidden_layers - num_before
+    gates = np.full((num_looped, num_loops, 0), np.nan)
     for input_ids in sequences:
-        reference = Watched(config, weights)
+        reference = Watched(config, weights, num_before)
         states = reference.loop_states(input_ids.tolist())
         for i in range(len(input_ids)):
             for r in range(num_loops):
@@ -63,7 +66,7 @@ def naive(model, sequences):
                     cosine = update @ last / np.sqrt((update @ update) * (last @ last))
                     values["update_cosine"][r].append(cosine)
         if reference.gates:
-            calls = np.array(reference.gates).reshape(len(input_ids), num_loops - 1, config.num_hidden_layers, -1)
+            calls = np.array(reference.gates).reshape(len(input_ids), num_loops - 1, num_looped, -1)
             calls = np.pad(calls.transpose(2, 1, 0, 3), ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=np.nan)
             gates = np.concatenate((gates, calls.reshape(*calls.shape[:2], -1)), axis=2)
     means = {name: [np.mean(of) if of else np.nan for of in lists] for name, lists in values.items()}
@@ -74,8 +77,8 @@ def naive(model, sequences):
     return means
 
 
-def assert_equals_naive(model, sequences):
-    results, expected = diagnose(model, iter(sequences)), naive(model, sequences)
+def assert_equals_naive(model, sequences, num_before=0):
+    results, expected = diagnose(model, iter(sequences)), naive(model, sequences, num_before)
     assert results.keys() == KEYS
     for name, values in results.items():
         numbers = np.array(values, dtype=float)  # None becomes NaN
@@ -94,6 +97,16 @@ def test_diagnostics_equal_a_naive_computation(row, num_loops):
 @pytest.mark.parametrize("fields", [{"loop_norm": False}, {"gate_input": "query"}, {"one_pass": False}], ids=str)
 def test_diagnostics_of_other_settings_equal_a_naive_computation(fields):
     assert_equals_naive(tiny_model(num_loops=3, **fields).double(), SEQUENCES)
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_diagnostics_of_a_loop_after_other_layers_are_of_the_looped_ones(row):
+    assert_equals_naive(three_stages(cut="prelude", num_loops=3, **ABLATION_ROWS[row]), SEQUENCES, NUM_BEFORE)
+
+
+def test_gates_are_drawn_under_the_numbers_of_their_layers():
+    labels = plot_gates([[None, 0.5], [None, 0.6]], range(2, 4)).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["2", "3"]
 
 
 def test_more_tokens_than_the_states_are_wide():
@@ -181,6 +194,11 @@ def test_models_of_other_packages_are_refused(refused, tmp_path):
     assert "a saved PLT, got ./nothing" in refused("./nothing")
     (tmp_path / "empty").mkdir()
     assert f"a saved PLT, got {tmp_path / 'empty'}" in refused(tmp_path / "empty")
+
+
+def test_a_loop_that_other_layers_follow_is_refused(refused, monkeypatch):
+    monkeypatch.setattr("training_plt.diagnose.load_config", lambda _: Cut(num_hidden_layers=5))
+    assert "with layers after the loop" in refused()
 
 
 def test_tokenizers_that_are_missing_or_do_not_fit_are_refused(refused, chat_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from three_stages import three_stages
 from tiny import tiny_ids, tiny_model
 
 from training_plt.losses import add_earlier_loops
@@ -94,6 +95,11 @@ def test_a_saved_model_does_not_keep_the_losses(tmp_path):
     model.save_pretrained(tmp_path)
     reloaded, inputs = type(model).from_pretrained(tmp_path).train(), BATCHES["plain"]()
     assert reloaded(**inputs, use_cache=False).loss < model.train()(**inputs, use_cache=False).loss
+
+
+def test_a_loop_that_other_layers_follow_is_refused():
+    with pytest.raises(NotImplementedError, match="with layers after the loop"):
+        add_earlier_loops(three_stages(num_loops=2), WEIGHT)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def test_losses_of_later_loops_reach_the_shared_keys_and_values(loop_attention):
     kept = {}
 
     def keep(_, args, output):
-        loops = args[4]
-        if loops.start == 0:
+        run = args[4]
+        if run.loops.start == 0:
             kept["key"], kept["value"] = output[2], output[3]
             kept["key"].retain_grad()
             kept["value"].retain_grad()

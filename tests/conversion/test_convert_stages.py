@@ -1,0 +1,29 @@
+"""What a conversion counts are the layers that run, also where some of them are not looped."""
+
+from types import SimpleNamespace
+
+import pytest
+from three_stages import three_stages
+from tiny import tiny_ids, tiny_model
+
+from conversion_plt.card import describe
+from conversion_plt.verify import progress
+
+MODELS = {
+    "looped": lambda: tiny_model(num_loops=3),
+    "others before and after": lambda: three_stages(num_loops=3).float(),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_bar_is_full_when_all_layers_have_run(kind):
+    model = MODELS[kind]()
+    with progress(model, model.config) as bar:
+        model(tiny_ids(1, 5), use_cache=False)
+        assert bar.n == bar.total
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_card_counts_looped_layers(kind):
+    plan = SimpleNamespace(config=MODELS[kind]().config)
+    assert describe(plan).startswith("3 loops over 2 layers; ")
