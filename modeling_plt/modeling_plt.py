@@ -282,7 +282,8 @@ class PLTModel(PLTPreTrainedModel):
         adapters = position_adapters(self.layers)
         if adapters:
             num_outputs = 0
-            is_checkpointing = self.gradient_checkpointing and self.training and self.config.num_loops > 1
+            has_loops = len(self.config.looped_stage.loops) > 1
+            is_checkpointing = self.gradient_checkpointing and self.training and has_loops
             refuse_misplaced(adapters, tokens.pads, is_checkpointing)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)

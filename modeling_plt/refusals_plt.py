@@ -153,7 +153,8 @@ def refuse_other_states(hidden_states: Tensor | Any) -> None:
 
 def refuse_states_before_others(config: PLTConfig) -> None:
     """Refuse the states of every loop where the head is not what reads them."""
-    if config.stages[-1] != config.looped_stage:
+    looped = config.looped_stage
+    if len(looped.loops) > 1 and config.stages[-1] != looped:
         raise NotImplementedError(
             "`output_loop_hidden_states=True` is not supported with layers after the loop: `lm_head` cannot read its "
             "states."

@@ -12,7 +12,6 @@ LAYERS = {"num_hidden_layers", "layers"}
 # file and definition that name both, and why
 ALLOWED = {
     ("configuration_plt/configuration_plt.py", "PLTConfig"): "it says what the stages are",
-    ("modeling_plt/modeling_plt.py", "PLTModel"): "makes each layer once, and asks whether checkpointing repeats them",
     ("benchmarks/models.py", "row_config"): "makes a config of a row, and deepens it",
     ("serving/carry.py", "slice_size"): "cuts the carry into as many slices as there are layers",
     ("serving/carry.py", "Carry"): "the same",

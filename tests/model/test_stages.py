@@ -170,3 +170,11 @@ def test_a_cache_of_other_stages_is_refused():
     cache = PLTCache(tiny_model(num_loops=2, num_hidden_layers=5).config)
     with pytest.raises(ValueError, match="was made for `stages="):
         model(tiny_ids(1, 3), **{THEIRS: cache})
+
+
+def test_without_a_loop_there_is_nothing_to_refuse():
+    model, ids = three_stages(num_loops=1), tiny_ids(1, 5)
+    with torch.no_grad():
+        output = model.model(ids, output_loop_hidden_states=True)
+    assert len(output.loop_hidden_states) == 1
+    torch.testing.assert_close(output.loop_hidden_states[0], output.last_hidden_state)
