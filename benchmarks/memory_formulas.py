@@ -69,11 +69,12 @@ def training_step(config: PreTrainedConfig, num_tokens: int, weights: int, items
 
 
 def of_loops(config: PreTrainedConfig, num_tokens: int, itemsize: int, num_left_out: int) -> int:
-    """The activations of all layers, without those of the last loops."""
+    """The activations of all layers, without those of the last loops, in the stage that has several."""
     kept = 0.0
     for stage in as_plt(config).stages:
         first, later = bytes_of_layer(as_plt(config), stage, bf16=False)
-        loops = stage.loops[: len(stage.loops) - num_left_out]
+        is_looped = stage == as_plt(config).looped_stage
+        loops = stage.loops[: len(stage.loops) - num_left_out * is_looped]
         kept += len(stage.layers) * (len(loops[:1]) * first + len(loops[1:]) * later)
     return int(num_tokens * kept * itemsize / 4)  # kept counts float32
 

@@ -43,8 +43,8 @@ def scale(default: float | None) -> Any:
 class Stage(NamedTuple):
     """Consecutive layers, how often they run, and what their later loops see of their own keys.
 
-    Loop 0 sees everything. A later loop sees `"all"` that it has computed itself (vanilla loop), or what loop 0 sees
-    and of its own `"nothing"`, or as a PLT, what loop 0 sees and a `"window"`, between which a gate mixes.
+    Loop 0 sees everything. A later loop sees `"all"` keys of its own, or loop 0's and `"nothing"` of its own, or as in
+    a PLT, loop 0's and a `"window"` of its own, between which a gate mixes.
     """
 
     layers: range
@@ -57,7 +57,7 @@ class Stage(NamedTuple):
         return len(self.loops) > 1 and self.later_see == "window"
 
     def full(self, loops: range) -> range:
-        """Which of these loops attend to all their own keys: loop 0, and in a vanilla loop the others."""
+        """Which of these loops attend to all their own keys: loop 0, and the others if nothing is shared."""
         return loops if self.later_see == "all" else range(loops.start, min(loops.stop, 1))
 
     def windowed(self, loops: range) -> range:
@@ -172,13 +172,13 @@ class PLTConfig(PreTrainedConfig):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What runs how often, in this order; one of them at most has several loops."""
+        """What runs how often, in this order. One of them at most has several loops."""
         layers, loops = range(self.num_hidden_layers), range(self.num_loops)
         return (Stage(layers, loops, SEEN[self.loop_attention]),)  # type: ignore[arg-type]  # values of a `Literal`
 
     @property
     def looped_stage(self) -> Stage:
-        """The stage with several loops; the first where none has."""
+        """The stage with several loops; the first if there is one loop only."""
         return next((stage for stage in self.stages if len(stage.loops) > 1), self.stages[0])
 
     def stage_of(self, layer_idx: int) -> Stage:
@@ -223,6 +223,15 @@ class PLTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_attention_heads` must be a multiple of `num_key_value_heads`, got {self.num_attention_heads} "
                 f"and {self.num_key_value_heads}."
+            )
+
+    def validate_stages(self) -> None:
+        """Check that stages hold the layers in order, and that loops are in one of them."""
+        layers = [layer_idx for stage in self.stages for layer_idx in stage.layers]
+        if layers != list(range(self.num_hidden_layers)) or sum(len(stage.loops) > 1 for stage in self.stages) > 1:
+            raise ValueError(
+                f"`stages` must hold {self.num_hidden_layers} layers in order, and one of them at most several loops, "
+                f"got {self.stages}."
             )
 
     def validate_scales(self) -> None:

@@ -119,12 +119,12 @@ class PLTAttention(nn.Module):
         inputs = tail(hidden_states, num_loops * num_queries).contiguous()  # adapters may take a view of it
         query = self.split_heads(self.q_proj(inputs), num_loops)
         query = rotate(self.q_norm(query), run.position_embeddings)
-        if run.full or run.windowed:  # later loops of shared KV have queries alone
+        if run.full or run.windowed:  # a pass of later loops that see none of their own keys has queries alone
             key = self.split_heads(self.k_proj(hidden_states), num_loops)
             key = rotate(self.k_norm(key), run.position_embeddings)
             value = self.split_heads(self.v_proj(hidden_states), num_loops)
 
-        # shared KV: loop 0 sees all that came before, and later loops see the same; a vanilla loop has its own
+        # shared KV: loop 0 sees all that came before, and later loops see the same, unless all have their own
         if run.full:
             shared_key, shared_value = self.seen_by(run.full, key, value, run)
         output, weights = self.attend_all(query, shared_key, shared_value, run, **kwargs)

@@ -276,15 +276,15 @@ def extending(past_key_values: PLTCacheMixin | None, are_packed: bool) -> Iterat
 
 
 class PLTCache(PLTCacheMixin, DynamicCache):
-    """Cache of a PLT whose memory grows with the sequence in loop 0 only (paper section 3.2).
+    """Cache of a PLT, whose memory grows with the sequence in loop 0 only, if keys are shared (paper section 3.2).
 
     - the layers of the cache itself hold loop 0: the shared KV `[B, Hkv, S, Dh]`, one per decoder layer;
     - `later_loops` holds one cache per later loop, with a layer for each of the looped stage: windows for
       `loop_attention="gated_window"`, full keys and values for `"own"`, nothing for `"shared"`;
     - `carry` holds the states that the next token's loops start from, and the position they belong to.
 
-    A sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements and one
-    position id. Beam search, batch selection and rollback act on all three parts.
+    With the gated window, a sequence of S >= W tokens takes `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D`
+    elements and one position id. Beam search, batch selection and rollback act on all three parts.
 
     Args:
         config: the `PLTConfig` of the model that will fill the cache.

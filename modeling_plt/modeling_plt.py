@@ -51,7 +51,7 @@ class PLTModelOutputWithPast(BaseModelOutputWithPast):
     """`BaseModelOutputWithPast` and, with `output_loop_hidden_states=True`, the normed states of every loop.
 
     `loop_hidden_states` is a tuple of L tensors `[B, T, D]`; `lm_head` of each is that loop's logits, and the last
-    is `last_hidden_state`. `hidden_states` (N + 1) and `attentions` (N) are those of the last loop.
+    is `last_hidden_state`. `hidden_states` (N + 1) and `attentions` (N) are those of each layer's last loop.
     """
 
     loop_hidden_states: tuple[Tensor, ...] | None = None
@@ -101,7 +101,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
 
 
 class LastLoopTap(nn.Module):
-    """Sees what enters and leaves each layer in the last loop, for transformers to record; changes nothing."""
+    """Sees what enters and leaves each layer in its last loop, for transformers to record; changes nothing."""
 
     def forward(
         self, layer_input: Tensor, layer_output: Tensor, weights: Tensor | None
@@ -277,7 +277,7 @@ class PLTModel(PLTPreTrainedModel):
     ) -> list[Tensor]:
         """Embeddings `[B, T, D]` and carry `[B, 1, D]` -> each loop's states, its last positions `[B, <= T, D]`.
 
-        The last loop's are after the final norm.
+        In place of the last loop's, which no loop reads, the output: after the last stage and the final norm.
         """
         adapters = position_adapters(self.layers)
         if adapters:
@@ -340,7 +340,7 @@ class PLTModel(PLTPreTrainedModel):
     def run_layers(self, hidden_states: Tensor, shared: list[Any], run: Pass, **kwargs: Any) -> Tensor:
         """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
-        `shared` has the shared key and value of each of its layers, where the first pass puts them.
+        `shared` has the shared key and value of each of its layers, which every pass hands to the next.
         """
         position_ids, pads = run.tokens.positions.clamp(min=0), run.tokens.pads
         if run.has_last_loop:

@@ -7,12 +7,14 @@ out of the last loop, before its norm, goes into the last stage.
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from reference import ReferencePLT
 from test_reference import RELATIVE_TOLERANCE
 from three_stages import CUTS, NUM_AFTER, NUM_BEFORE, three_stages
-from tiny import ABLATION_ROWS, tiny_ids, tiny_model
+from tiny import ABLATION_ROWS, tiny_config, tiny_ids, tiny_model
 
-from modeling_plt import PLTCache, PLTStaticCache
+from configuration_plt import PLTConfig, Stage
+from modeling_plt import PLTCache, PLTForCausalLM, PLTStaticCache
 from modeling_plt.names_plt import THEIRS
 
 
@@ -178,3 +180,19 @@ def test_without_a_loop_there_is_nothing_to_refuse():
         output = model.model(ids, output_loop_hidden_states=True)
     assert len(output.loop_hidden_states) == 1
     torch.testing.assert_close(output.loop_hidden_states[0], output.last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (Stage(range(2), range(2), "window"), Stage(range(2, 5), range(2), "window")),
+        (Stage(range(2), range(1), "all"), Stage(range(3, 5), range(2), "window")),
+        (Stage(range(2, 5), range(2), "window"), Stage(range(2), range(1), "all")),
+    ],
+    ids=["two loops", "a layer left out", "another order"],
+)
+def test_stages_that_are_no_cut_of_the_layers_are_refused(stages):
+    kind = type("Wrong", (PLTConfig,), {"stages": property(lambda self: stages)})
+    config = kind(**tiny_config(num_hidden_layers=5).to_diff_dict())
+    with pytest.raises(StrictDataclassClassValidationError, match="must hold 5 layers in order"):
+        PLTForCausalLM(config)

@@ -106,7 +106,7 @@ def test_the_reader_follows_the_plugin(installed):
 def test_commands_have_the_options_that_are_named(release, request):
     """In what is started, and in the page."""
     texts = {path: path.read_text(encoding="utf-8") for path in [*FILES, ROOT / "docs/serving.md"]}
-    own = {flag for text in texts.values() for flag in re.findall(r'add_argument\("(--[\w-]+)"', text)}
+    own = {flag for text in texts.values() for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
     sources = request.getfixturevalue(release)
     for path in (ROOT / "serving/demo.py", ROOT / "tests/serving/test_demo.py", ROOT / "docs/serving.md"):
         assert lacking_flags(texts[path], own, sources) == set()
