@@ -152,11 +152,11 @@ def test_comparison_shows_quality_and_cost(compared, folder, capsys):
 def test_comparison_times_packed_weights_and_says_on_what(compared, monkeypatch):
     packed = []
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(models, "pack_weights", lambda *arguments: packed.append(arguments))
+    monkeypatch.setattr(models, "pack_with", lambda *arguments: packed.append(arguments))
     compare.compare(compared)
     text = (compared / "comparison.md").read_text()
     assert "packed float32" in text and "CPU of capability AVX2" in text
-    assert [dtype for _, dtype in packed] == [None] * 3, "plain, loop and plt"
+    assert [dtype for _, dtype, _ in packed] == [None] * 3, "plain, loop and plt"
 
 
 def test_comparison_names_what_is_missing(tmp_path):
