@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from training_plt.presets import PRESETS
 
 from .cache_bytes import theory
-from .models import Setup, empty_model, row_config
+from .models import Setup, plain_bytes, row_config
 from .plots import plot_fit
 from .report import Section, write
 from .rows import ROWS, Row
@@ -35,8 +35,7 @@ NOTES = [
 
 
 def weight_bytes(fields: dict, row: Row) -> int:
-    model = empty_model(Setup(fields, torch.device("cpu"), DTYPE, "sdpa"), row)
-    return DTYPE.itemsize * model.num_parameters()
+    return plain_bytes(Setup(fields, torch.device("cpu"), DTYPE, "sdpa"), row)
 
 
 def greatest_batch(card: float, weights: int, sequence: int) -> int:

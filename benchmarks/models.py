@@ -54,6 +54,11 @@ def empty_model(setup: Setup, row: Row) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, attn_implementation=setup.attn_implementation)
 
 
+def plain_bytes(setup: Setup, row: Row) -> int:
+    """Of the weights of a row, not packed."""
+    return setup.dtype.itemsize * empty_model(setup, row).num_parameters()
+
+
 class SharedWeights:
     """Random weights by their names; a row that has a tensor which no earlier row had adds it."""
 

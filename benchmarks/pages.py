@@ -6,10 +6,10 @@ python -m benchmarks_plt.pages    # in a checkout; writes what stands between `<
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -139,8 +139,7 @@ def loops() -> str:
 
 def products() -> str:
     rows = []
-    for folder in sorted(path.name for path in (ROOT / "results/products").iterdir()):
-        file = f"products/{folder}/products"
+    for file in folders("products", "products"):
         setting = read(file)["setting"]
         for record in read(file)["products"]:
             times = {name: shown(value) for name, value in record.items() if re.fullmatch(r"ms, \d+ rows?", name)}
@@ -157,6 +156,11 @@ def products() -> str:
     return table(rows)
 
 
+def folders(kind: str, section: str) -> list[str]:
+    """All files of a kind of results, as `read` takes them."""
+    return [f"{kind}/{path.name}/{section}" for path in sorted((ROOT / "results" / kind).iterdir())]
+
+
 def bound(fields: dict, row: str, num_tokens: int, num_outputs: int) -> float:
     """What arithmetic makes of a row's ratio to plain, see `with_bound`."""
     setup = Setup(fields, torch.device("cpu"), torch.float32, "sdpa")
@@ -164,28 +168,45 @@ def bound(fields: dict, row: str, num_tokens: int, num_outputs: int) -> float:
     return own / plain
 
 
-def many_tokens() -> str:
-    rows = []
+class Length(NamedTuple):
+    """What a file says of one number of tokens."""
+
+    what: str
+    file: str
+    tokens: int
+    fields: dict
+    records: list[dict]  # a row each
+    time: str  # the column of the time
+    num_outputs: int
+
+
+def lengths() -> Iterator[Length]:
     for what, folder, section, column, time, num_outputs in MANY_TOKENS:
         file = f"{folder}/{section}"
         records, fields = read(file)[section], read(file)["setting"]["fields"]
-        for length in dict.fromkeys(record[column] for record in records):
-            plain, llama = (line(records, row=name, **{column: length}) for name in ("plain", "llama"))
-            cells = {"what": what, "tokens": str(length), "layers": str(fields["num_hidden_layers"])}
-            cells["Llama, s"] = shown(llama[time] / 1000, 1) if llama else ""
-            cells["plain, s"] = shown(plain[time] / 1000, 1)
-            for row in ("loop-2", "plt-2", "plt-3"):
-                record = line(records, row=row, **{column: length})
-                cells[f"bound of {row}"] = shown(bound(fields, row, length, num_outputs)) if record else ""
-                cells[f"{row} / plain"] = shown(record.get("ratio to plain"))
-            rows.append(cells | {"file": link(file)})
+        for tokens in dict.fromkeys(record[column] for record in records):
+            of_length = [record for record in records if record[column] == tokens]
+            yield Length(what, file, tokens, fields, of_length, time, num_outputs)
+
+
+def many_tokens() -> str:
+    rows = []
+    for each in lengths():
+        plain, llama = (line(each.records, row=name) for name in ("plain", "llama"))
+        cells = {"what": each.what, "tokens": str(each.tokens), "layers": str(each.fields["num_hidden_layers"])}
+        cells["Llama, s"] = shown(llama[each.time] / 1000, 1) if llama else ""
+        cells["plain, s"] = shown(plain[each.time] / 1000, 1)
+        for row in ("loop-2", "plt-2", "plt-3"):
+            record = line(each.records, row=row)
+            cells[f"bound of {row}"] = shown(bound(each.fields, row, each.tokens, each.num_outputs)) if record else ""
+            cells[f"{row} / plain"] = shown(record.get("ratio to plain"))
+        rows.append(cells | {"file": link(each.file)})
     return table(rows)
 
 
 def memory() -> str:
     rows = []
-    for folder in sorted(path.name for path in (ROOT / "results/memory").iterdir()):
-        file = f"memory/{folder}/memory"
+    for file in folders("memory", "memory"):
         records = read(file)["memory"]
         for phase in dict.fromkeys(record["phase"] for record in records):
             cells = {"phase": phase}
@@ -199,8 +220,7 @@ def memory() -> str:
 
 def masks() -> str:
     rows = []
-    for folder in sorted(path.name for path in (ROOT / "results/masks").iterdir()):
-        file = f"masks/{folder}/masks"
+    for file in folders("masks", "masks"):
         for record in read(file)["masks"]:
             rows.append(
                 {
@@ -252,13 +272,11 @@ def promise() -> str:
     names = {"vanilla loop, 2": "plt-2, in turn", "PLT-2": "plt-2", "PLT-3": "plt-3"}
     cells = {title: shown(line(steps, row=row, batch=1)["to plain"]) for title, row in names.items()}
     add("a decoded token in vLLM, bf16, 1.33B, two threads", served, cells, rereading, paper)
-    for what, folder, section, column, _, num_outputs in MANY_TOKENS:
-        file = f"{folder}/{section}"
-        records, fields = read(file)[section], read(file)["setting"]["fields"]
-        for length in dict.fromkeys(record[column] for record in records):
-            layers = "" if fields["num_hidden_layers"] == 16 else f", {fields['num_hidden_layers']} layers"
-            least = bound(fields, "plt-2", length, num_outputs)
-            add(f"{what}, {length} tokens{layers}", file, ratios(records, **{column: length}), least)
+    for each in lengths():
+        number = each.fields["num_hidden_layers"]
+        layers = "" if number == 16 else f", {number} layers"
+        least = bound(each.fields, "plt-2", each.tokens, each.num_outputs)
+        add(f"{each.what}, {each.tokens} tokens{layers}", each.file, ratios(each.records), least)
     file = "memory/0.5b-float16-avx512/memory"
     fields = read(file)["setting"]["fields"]
     least = theory(row_config(fields, ROWS["plt-2"]), 4608, 4) / theory(row_config(fields, PLAIN), 4608, 4)

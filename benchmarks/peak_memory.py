@@ -18,7 +18,7 @@ from modeling_plt.packed import Memory, pack_weights
 from . import memory_formulas as formulas
 from .alone import can_measure, measure_bytes, run_alone
 from .cache_bytes import theory
-from .models import Setup, SharedWeights, empty_model, random_ids, row_config
+from .models import Setup, SharedWeights, plain_bytes, random_ids, row_config
 from .rows import Row
 from .train import training_step
 
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     def weights(self) -> int:
         """Bytes of the plain weights."""
-        return self.setup.dtype.itemsize * empty_model(self.setup, self.row).num_parameters()
+        return plain_bytes(self.setup, self.row)
 
     def by(self, formula: Callable[..., int], *numbers: int) -> int:
         """A formula of bytes that takes a config, numbers, and the bytes of an entry."""

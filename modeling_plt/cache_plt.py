@@ -297,12 +297,10 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         self.stage = stage = config.looped_stage
         self.layers = [FullLayer() for _ in range(config.num_hidden_layers)]
         self.later_loops: list[Any] = []  # of `Cache`, whose layers could be of several classes
-        for loop_idx in stage.loops[1:]:
-            alone = range(loop_idx, loop_idx + 1)
-            if stage.full(alone):
-                self.later_loops.append(Cache([FullLayer() for _ in stage.layers]))
-            elif stage.windowed(alone):
-                self.later_loops.append(Cache([WindowLayer(config.sliding_window) for _ in stage.layers]))
+        for _ in stage.full(stage.loops[1:]):
+            self.later_loops.append(Cache([FullLayer() for _ in stage.layers]))
+        for _ in stage.windowed(stage.loops[1:]):
+            self.later_loops.append(Cache([WindowLayer(config.sliding_window) for _ in stage.layers]))
         self.carry = Carry()
         self.note_config(config)
 

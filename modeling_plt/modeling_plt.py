@@ -287,7 +287,8 @@ class PLTModel(PLTPreTrainedModel):
             refuse_misplaced(adapters, tokens.pads, is_checkpointing)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)
-        cos, sin = self.rotary_emb(inputs_embeds, tokens.positions.clamp(min=0))
+        position_ids = tokens.positions.clamp(min=0)
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
         given = tokens, (cos[:, None, None], sin[:, None, None]), past_key_values
         in_turn = bool(adapters) or not self.config.one_pass
         states: list[Tensor] = []  # of all loops but the last
@@ -297,7 +298,7 @@ class PLTModel(PLTPreTrainedModel):
             if loops.start == 0:
                 start, shared = hidden_states, [(None, None)] * len(stage.layers)
             inputs = [self.loop_input(loop_idx, start, states, carry, run) for loop_idx in loops]
-            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, **kwargs)
+            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, position_ids, **kwargs)
             *earlier, hidden_states = by_loop.unflatten(1, (len(loops), -1)).unbind(1)
             handed_on = earlier if run.has_last_loop else [hidden_states]
             states += [self.norm(state) if self.config.loop_norm else state for state in handed_on]
@@ -337,12 +338,14 @@ class PLTModel(PLTPreTrainedModel):
         assert self.config.hidden_scale is not None  # as above
         return self.config.embedding_scale, self.config.hidden_scale
 
-    def run_layers(self, hidden_states: Tensor, shared: list[Any], run: Pass, **kwargs: Any) -> Tensor:
+    def run_layers(
+        self, hidden_states: Tensor, shared: list[Any], run: Pass, position_ids: Tensor, **kwargs: Any
+    ) -> Tensor:
         """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
 
         `shared` has the shared key and value of each of its layers, which every pass hands to the next.
         """
-        position_ids, pads = run.tokens.positions.clamp(min=0), run.tokens.pads
+        pads = run.tokens.pads
         if run.has_last_loop:
             shown, hidden_states = show(hidden_states, run.spans[0], pads)
         for number, (layer_idx, num_queries) in enumerate(zip(run.stage.layers, run.spans[1:], strict=True)):

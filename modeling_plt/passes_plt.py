@@ -78,9 +78,9 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
     needed: list[list[list[int]]] = []
     for stage in reversed(config.stages):
         of_stage: list[list[int]] = []
+        full, windowed = stage.full(stage.loops), stage.windowed(stage.loops)
         for loop_idx in reversed(stage.loops):
-            alone = range(loop_idx, loop_idx + 1)
-            reach = num_tokens if stage.full(alone) else (config.sliding_window - 1) * len(stage.windowed(alone))
+            reach = num_tokens if loop_idx in full else config.sliding_window - 1 if loop_idx in windowed else 0
             spans = [min(num_wanted, num_tokens)]
             for _ in stage.layers:
                 spans.insert(0, min(spans[0] + reach, num_tokens))
