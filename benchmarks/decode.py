@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 from transformers.modeling_utils import PreTrainedModel
 
@@ -12,7 +11,7 @@ from .greedy import TOKENS, greedy_steps
 from .models import SharedWeights
 from .rows import LOOPED_ROWS, Row
 from .step_bytes import step_bytes
-from .timing import measure_rows
+from .timing import measure_rows, parallel_efficiency
 from .turns import WARMUP_ROUNDS
 
 
@@ -38,8 +37,7 @@ def measure_decoding(
 def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds: int) -> pd.DataFrame:
     """One point, all loop counts in the same rounds; one loop is the plain row and stands under both kinds.
 
-    Parallel efficiency: the time of L loops in turn, as the vanilla loop runs them, over L times that of PLT's L
-    loops, which run together; the median of each round's.
+    Parallel efficiency is the median of the rounds'.
     """
     loops = pd.DataFrame(
         [(kind, row.num_loops, row.name) for kind, rows in LOOPED_ROWS.items() for row in rows],
@@ -47,9 +45,11 @@ def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds:
     )
     rows = list({row.name: row for rows in LOOPED_ROWS.values() for row in rows}.values())
     timed = measure_decoding(weights, rows, [batch_size], [context], rounds)
-    by_round = timed.set_index("row")["ms per token, by round"].map(np.array)
+    by_round = timed.set_index("row")["ms per token, by round"].map(pd.Series)
     efficiency = {
-        together.name: np.median(by_round[in_turn.name] / (together.num_loops * by_round[together.name]))
+        together.name: parallel_efficiency(
+            by_round[in_turn.name], by_round[together.name], together.num_loops
+        ).median()
         for together, in_turn in zip(*LOOPED_ROWS.values(), strict=True)
     }
     table = loops.merge(timed, on="row")

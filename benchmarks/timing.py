@@ -15,6 +15,11 @@ def ratios_to_plain(times: pd.DataFrame) -> pd.DataFrame:
     return times.div(times[PLAIN.name], axis="index")
 
 
+def parallel_efficiency(in_turn: pd.Series, together: pd.Series, num_loops: int) -> pd.Series:
+    """Of each round: the time of L loops in turn, as the vanilla loop runs them, over L times that of L together."""
+    return in_turn / (num_loops * together)
+
+
 def measure_rows(
     models: dict[Row, PreTrainedModel],
     points: list[dict[str, int]],

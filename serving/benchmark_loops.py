@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks_plt.plots import plot, plot_loops
 from benchmarks_plt.report import Section
 from benchmarks_plt.rows import LOOPED_ROWS
-from benchmarks_plt.timing import ratios_to_plain
+from benchmarks_plt.timing import parallel_efficiency, ratios_to_plain
 
 TOGETHER, IN_TURN = LOOPED_ROWS
 ROWS = {row.name for rows in LOOPED_ROWS.values() for row in rows}
@@ -40,7 +40,7 @@ def lines(batch: int, context: int, milliseconds: pd.DataFrame) -> pd.DataFrame:
     for kind, rows in LOOPED_ROWS.items():
         for row, in_turn in zip(rows, LOOPED_ROWS[IN_TURN], strict=True):
             times = milliseconds[row.name]
-            efficiency = milliseconds[in_turn.name] / (row.num_loops * times)
+            efficiency = parallel_efficiency(milliseconds[in_turn.name], times, row.num_loops)
             line = {"kind": kind, "loops": row.num_loops, "batch": batch, "context": context}
             line |= {"ms per token": times.median(), "min": times.min(), "max": times.max()}
             line |= {"ratio to plain": ratios[row.name].median(), "ms per token, by round": times.tolist()}
