@@ -15,8 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from .configuration_plt import PLTConfig
 from .pads_plt import NO_POSITION, Pads, concatenate, join, last_columns, take_back
 
-# what a cache is built from; a model with other values cannot read it
-SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers", "stages")
+SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
 
 NOT_RECORDED = (
     "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
@@ -27,6 +26,13 @@ PACKED = (
     "it holds several documents packed into one batch entry, or pads that came without an `attention_mask`, and new "
     "tokens would attend to all of them."
 )
+
+
+def shape_of(config: PLTConfig) -> dict[str, Any]:
+    """What a cache is built from, by its name; a model with other values cannot read it."""
+    # numbers, for a compiler that has seen other ones cannot compare the ranges that a cache holds
+    cut = [(stage.layers.start, stage.layers.stop, len(stage.loops), stage.later_see) for stage in config.stages]
+    return {name: getattr(config, name) for name in SHAPING_FIELDS} | {"stages": cut}
 
 
 class FullLayer(DynamicLayer):
@@ -219,7 +225,7 @@ class PLTCacheMixin(Cache):
 
     def note_config(self, config: PLTConfig) -> None:
         """Remember which models can read the cache."""
-        self.made_for = {name: getattr(config, name) for name in SHAPING_FIELDS}
+        self.made_for = shape_of(config)
         self.why_closed: str | None = None  # why no token can follow, if so
         self.dtype: torch.dtype | None = None  # of the embeddings so far
         self.is_handed_over = False  # to a caller whose next positions are compared, also that of a single token

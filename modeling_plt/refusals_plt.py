@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMode
 from transformers.generation.continuous_batching import PagedAttentionCache
 
-from .cache_plt import PLTCacheMixin
+from .cache_plt import PLTCacheMixin, shape_of
 from .configuration_plt import PLTConfig
 from .masks_plt import DENSE
 from .pads_plt import Pads
@@ -174,11 +174,9 @@ def refuse_unusable(past_key_values: PLTCacheMixin, config: PLTConfig, inputs_em
     """A cache that was made for another model, holds another batch, or can take no more tokens."""
     refuse_foreign(past_key_values)
     past_key_values.refuse_others(inputs_embeds)
-    for name, value in past_key_values.made_for.items():
-        if value != getattr(config, name):
-            raise ValueError(
-                f"`past_key_values` was made for `{name}={value}`, the model has `{name}={getattr(config, name)}`."
-            )
+    for name, value in shape_of(config).items():
+        if value != (made_for := past_key_values.made_for[name]):
+            raise ValueError(f"`past_key_values` was made for `{name}={made_for}`, the model has `{name}={value}`.")
     if past_key_values.why_closed is not None:
         raise NotImplementedError(f"`past_key_values` cannot be continued: {past_key_values.why_closed}")
     if past_key_values.is_compileable and config._attn_implementation not in DENSE:

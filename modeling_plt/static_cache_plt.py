@@ -172,7 +172,7 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         """As `PLTCache.update`."""
         refuse_layer_by_layer(loops, num_tokens)
         layer = self.layers[layer_idx]
-        if self.stage.windowed(loops) == loops:  # loop 0 never is, nor is a layer of another stage
+        if self.later_loops and loops.start > 0:
             layer = self.later_loops[layer_idx - self.stage.layers.start]
         return layer.update_loops(key_states, value_states, loops, num_tokens, pads)
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from tiny import tiny_ids, tiny_model
+from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from modeling_plt import PLTStaticCache
 
 pytestmark = pytest.mark.compile
 LENGTHS = (5, 9, 14, 16, 30, 48, 7, 2)  # below, above and at multiples of the window
@@ -43,3 +45,18 @@ def test_llama_needs_one_graph_for_the_first_length_and_one_for_all_others():
 def test_a_plt_needs_no_more(loop_attention, padded):
     model = tiny_model(num_loops=3, sliding_window=8, num_hidden_layers=1, loop_attention=loop_attention)
     assert graphs_by_length(model, padded) == [1] + [2] * 7
+
+
+@pytest.mark.parametrize("row", ABLATION_ROWS)
+def test_models_of_other_loops_and_layers_are_compiled_beside_each_other(row):
+    """A compiler that has seen two values of a number takes it for no constant any more."""
+    for num_loops, num_layers in ((2, 2), (3, 3), (4, 2)):
+        model = tiny_model(num_loops=num_loops, num_hidden_layers=num_layers, **ABLATION_ROWS[row])
+        input_ids, cache = tiny_ids(1, 12), PLTStaticCache(model.config, 16)
+        step = torch.compile(model, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            expected = model(input_ids).logits[:, -1:]
+            model(input_ids[:, :-2], past_key_values=cache)
+            for position in (-2, -1):
+                logits = step(input_ids[:, [position]], past_key_values=cache).logits
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
