@@ -26,7 +26,7 @@ def multiplications(model: PreTrainedModel, num_tokens: int, num_outputs: int) -
     if not isinstance(config, PLTConfig):  # Llama prunes nothing
         return total + config.num_hidden_layers * num_tokens * (keys_and_values + others)
     for stage, loops, spans in schedule(config, num_tokens, num_outputs, in_turn=True):
-        if stage.full(loops) or stage.windowed(loops):
+        if stage.full_loops(loops) or stage.windowed_loops(loops):
             total += keys_and_values * sum(spans[:-1])
         total += others * sum(spans[1:])
     return total

@@ -31,7 +31,7 @@ def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
         return element_size * config.num_hidden_layers * column * context
     num_columns, window = 0, min(context, config.sliding_window - 1)
     for stage in config.stages:
-        of_layer = len(stage.full(stage.loops)) * context + len(stage.windowed(stage.loops)) * window
+        of_layer = len(stage.full_loops(stage.loops)) * context + len(stage.windowed_loops(stage.loops)) * window
         num_columns += len(stage.layers) * of_layer
     elements = column * num_columns + len(config.looped_stage.loops) * config.hidden_size
     return element_size * elements + POSITION_BYTES

@@ -43,6 +43,8 @@ def fill(
 def fill_layer(cache: PLTCache, config: PLTConfig, key: Tensor, value: Tensor, layer_idx: int) -> None:
     """Write keys and values `[B, Hkv, S, Dh]` to what the loops of a layer see: shared KV, windows, or full KV."""
     stage = config.stage_of(layer_idx)
-    for loops in (loops for loops in (stage.loops[:1], stage.loops[1:]) if stage.full(loops) or stage.windowed(loops)):
+    for loops in (stage.loops[:1], stage.loops[1:]):
+        if not (stage.full_loops(loops) or stage.windowed_loops(loops)):
+            continue
         new = (states.unsqueeze(1).expand(-1, len(loops), -1, -1, -1) for states in (key, value))
         cache.update(*new, layer_idx, loops, key.shape[2])

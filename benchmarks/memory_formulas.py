@@ -38,7 +38,7 @@ def prefill(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
         for entering, leaving in pairwise(spans):
             in_layer = leaving * (3 * config.intermediate_size + (2 + is_plt) * config.hidden_size)
             in_layer += entering * (1 + is_plt) * config.hidden_size
-            cached += len(stage.full(loops))
+            cached += len(stage.full_loops(loops))
             live.append(outside + cached * per_layer + in_layer)
     return itemsize * max(live)
 

@@ -52,15 +52,20 @@ class Stage(NamedTuple):
     later_see: Literal["all", "window", "nothing"]
 
     @property
+    def shares_keys(self) -> bool:
+        """Whether later loops read loop 0's keys and values."""
+        return len(self.loops) > 1 and self.later_see != "all"
+
+    @property
     def has_gate(self) -> bool:
         """Whether its layers hold a gate: there is a later loop, and it mixes two attentions."""
-        return len(self.loops) > 1 and self.later_see == "window"
+        return self.shares_keys and self.later_see == "window"
 
-    def full(self, loops: range) -> range:
+    def full_loops(self, loops: range) -> range:
         """Which of these loops attend to all their own keys: loop 0, and the others if nothing is shared."""
         return loops if self.later_see == "all" else range(loops.start, min(loops.stop, 1))
 
-    def windowed(self, loops: range) -> range:
+    def windowed_loops(self, loops: range) -> range:
         """Which of these loops attend to a window of their own keys."""
         return range(max(loops.start, 1), loops.stop if self.later_see == "window" else 0)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention of a PLT: shared KV, own window, and the gate between them.
 
-B batch, R loops in the pass, T positions, Q of them with an output, S keys, H query heads, Hkv KV heads, Dh head_dim,
-D hidden. R or T is 1, see `Pass`.
+B batch, R loops in the pass, T new tokens, of which the last P enter and the last Q leave, S keys, H query heads, Hkv
+KV heads, Dh head_dim, D hidden. R or T is 1, see `Pass`.
 """
 
 from typing import Any, TypeGuard
@@ -103,11 +103,11 @@ class PLTAttention(nn.Module):
         """Attend in one pass.
 
         Args:
-            hidden_states: the normed layer input `[B, R * T, D]`.
+            hidden_states: the normed layer input `[B, R * P, D]`.
             layer_input: the same before its norm; the gate reads it.
             shared_key, shared_value: loop 0's `[B, 1, Hkv, S, Dh]`, or None if loop 0 is in this pass. In a vanilla
                 loop nothing is shared: they are replaced by the pass's own.
-            run: the pass; T is less than the number of its tokens if positions have been pruned.
+            run: the pass; P and Q are less than T where positions have been pruned.
             kwargs: for the kernel.
 
         Returns:
@@ -119,19 +119,19 @@ class PLTAttention(nn.Module):
         inputs = tail(hidden_states, num_loops * num_queries).contiguous()  # adapters may take a view of it
         query = self.split_heads(self.q_proj(inputs), num_loops)
         query = rotate(self.q_norm(query), run.position_embeddings)
-        if run.full or run.windowed:  # a pass of later loops that see none of their own keys has queries alone
+        if run.full_loops or run.windowed_loops:  # later loops that see none of their own keys have queries alone
             key = self.split_heads(self.k_proj(hidden_states), num_loops)
             key = rotate(self.k_norm(key), run.position_embeddings)
             value = self.split_heads(self.v_proj(hidden_states), num_loops)
 
         # shared KV: loop 0 sees all that came before, and later loops see the same, unless all have their own
-        if run.full:
-            shared_key, shared_value = self.seen_by(run.full, key, value, run)
+        if run.full_loops:
+            shared_key, shared_value = self.seen_by(run.full_loops, key, value, run)
         output, weights = self.attend_all(query, shared_key, shared_value, run, **kwargs)
-        if run.windowed:
+        if run.windowed_loops:
             # loop 0 holds every earlier token, so later loops keep no more than a window of their own keys and values
-            first = num_loops - len(run.windowed)
-            own_key, own_value = self.seen_by(run.windowed, key, value, run)
+            first = num_loops - len(run.windowed_loops)
+            own_key, own_value = self.seen_by(run.windowed_loops, key, value, run)
             own = self.attend_window(query[:, first:], own_key, own_value, run.tokens.window_mask, **kwargs)
             layer_input = tail(layer_input, num_loops * num_queries).unflatten(1, (num_loops, -1))
             # computed in float32, in which a gate near 1 has a gradient
@@ -143,7 +143,7 @@ class PLTAttention(nn.Module):
         return self.o_proj(output.flatten(3).flatten(1, 2)), weights, shared_key, shared_value
 
     def seen_by(self, loops: range, key: Tensor, value: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
-        """What some loops of the pass see of their own keys and values `[B, R, Hkv, T, Dh]`, with the cache's."""
+        """What some loops of the pass see of their own keys and values `[B, R, Hkv, P, Dh]`, with the cache's."""
         first, tokens = loops.start - run.loops.start, run.tokens
         key, value = key.narrow(1, first, len(loops)), value.narrow(1, first, len(loops))
         if run.past_key_values is None:
@@ -169,7 +169,7 @@ class PLTAttention(nn.Module):
         return output, weights
 
     def split_heads(self, states: Tensor, num_loops: int) -> Tensor:
-        """`[B, R * T, heads * Dh]` -> `[B, R, heads, T, Dh]`."""
+        """`[B, R * P, heads * Dh]` -> `[B, R, heads, P, Dh]`."""
         return states.unflatten(1, (num_loops, -1)).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
 
     def attend_window(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Tensor:
@@ -222,7 +222,7 @@ class PLTAttention(nn.Module):
 
 
 def rotate(states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of `[B, R, heads, T, Dh]` at the last T positions; a single one serves all R loops."""
+    """Rotary embedding of `[B, R, heads, P, Dh]` at the last P positions; a single one serves all R loops."""
     cos, sin = (tail(embedding, states.shape[3], dim=3) for embedding in position_embeddings)
     return states * cos + rotate_half(states) * sin
 

@@ -303,9 +303,9 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         self.stage = stage = config.looped_stage
         self.layers = [FullLayer() for _ in range(config.num_hidden_layers)]
         self.later_loops: list[Any] = []  # of `Cache`, whose layers could be of several classes
-        for _ in stage.full(stage.loops[1:]):
+        for _ in stage.full_loops(stage.loops[1:]):
             self.later_loops.append(Cache([FullLayer() for _ in stage.layers]))
-        for _ in stage.windowed(stage.loops[1:]):
+        for _ in stage.windowed_loops(stage.loops[1:]):
             self.later_loops.append(Cache([WindowLayer(config.sliding_window) for _ in stage.layers]))
         self.carry = Carry()
         self.note_config(config)

@@ -86,7 +86,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         run: Pass,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Run one pass `[B, R * T, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
+        """Run one pass `[B, R * P, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
 
         Arguments as in `PLTAttention.forward`. What is shared travels as tensors, not through the cache, so that
         training needs no cache and gradient checkpointing sees it.
@@ -341,17 +341,20 @@ class PLTModel(PLTPreTrainedModel):
     def run_layers(
         self, hidden_states: Tensor, shared: list[Any], run: Pass, position_ids: Tensor, **kwargs: Any
     ) -> Tensor:
-        """One pass `[B, R * T, D]`, which pruning narrows to `[B, R * Q, D]`.
+        """One pass `[B, R * P, D]`, P of T tokens, which pruning narrows to `[B, R * Q, D]`.
 
-        `shared` has the shared key and value of each of its layers, which every pass hands to the next.
+        `shared` has the shared key and value of each of its layers, which loop 0 leaves to the later loops.
         """
         pads = run.tokens.pads
         if run.has_last_loop:
             shown, hidden_states = show(hidden_states, run.spans[0], pads)
-        for number, (layer_idx, num_queries) in enumerate(zip(run.stage.layers, run.spans[1:], strict=True)):
-            hidden_states, weights, *shared[number] = self.layers[layer_idx](
+        for number, layer_idx in enumerate(run.stage.layers):
+            num_queries = run.num_queries(layer_idx)
+            hidden_states, weights, *passed_on = self.layers[layer_idx](
                 hidden_states, *shared[number], run, position_ids=tail(position_ids, num_queries), **kwargs
             )
+            if run.stage.shares_keys:
+                shared[number] = passed_on
             refuse_other_states(hidden_states)
             if run.has_last_loop:
                 layer_input = tail(shown, num_queries)

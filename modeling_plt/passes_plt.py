@@ -18,26 +18,26 @@ from .sequence_plt import NewTokens
 class Pass(NamedTuple):
     """One run through the layers of a stage, with all that they need to know beside the states.
 
-    With the shift, later loops of a single position read the carry, not each other, so all run together; of several
-    positions, loops run one after another. A pass is therefore R loops at T positions, and R or T is 1.
+    With the shift, later loops of a single token read the carry, not each other, so all run together; of several
+    tokens, loops run one after another. A pass is therefore R loops of T tokens, and R or T is 1.
     """
 
     stage: Stage
     loops: range
     spans: list[int]  # spans[n]: how many of the last positions enter the n-th layer; at the end: leave the last layer
     tokens: NewTokens
-    position_embeddings: tuple[Tensor, Tensor]  # cosines and sines [B, 1, 1, >= T, Dh], of which the last T count
+    position_embeddings: tuple[Tensor, Tensor]  # cosines and sines [B, 1, 1, T, Dh]; pruned, the last of them count
     past_key_values: PLTCacheMixin | None  # to extend
 
     @property
-    def full(self) -> range:
+    def full_loops(self) -> range:
         """The loops that attend to all their own keys."""
-        return self.stage.full(self.loops)
+        return self.stage.full_loops(self.loops)
 
     @property
-    def windowed(self) -> range:
+    def windowed_loops(self) -> range:
         """The loops that attend to a window of their own keys."""
-        return self.stage.windowed(self.loops)
+        return self.stage.windowed_loops(self.loops)
 
     @property
     def has_last_loop(self) -> bool:
@@ -78,7 +78,7 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
     needed: list[list[list[int]]] = []
     for stage in reversed(config.stages):
         of_stage: list[list[int]] = []
-        full, windowed = stage.full(stage.loops), stage.windowed(stage.loops)
+        full, windowed = stage.full_loops(stage.loops), stage.windowed_loops(stage.loops)
         for loop_idx in reversed(stage.loops):
             reach = num_tokens if loop_idx in full else config.sliding_window - 1 if loop_idx in windowed else 0
             spans = [min(num_wanted, num_tokens)]

@@ -145,11 +145,11 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
         if max_cache_len < 1:
             raise ValueError(f"`max_cache_len` must be at least 1, got {max_cache_len}.")
         super().__init__(config=config, max_cache_len=max_cache_len)
-        full = [stage.full(stage.loops) for stage in config.stages for _ in stage.layers]
+        full = [stage.full_loops(stage.loops) for stage in config.stages for _ in stage.layers]
         self.layers = [StaticLoops(max_cache_len, loops) for loops in full]
         self.stage = stage = config.looped_stage
         self.ring_size = min(config.sliding_window, max_cache_len)
-        windowed = stage.windowed(stage.loops)
+        windowed = stage.windowed_loops(stage.loops)
         self.later_loops = [RingLayer(self.ring_size, windowed) for _ in stage.layers] if windowed else []
         self.carry = StaticCarry()
         self.carried = len(stage.loops), config.hidden_size

@@ -5,6 +5,8 @@ Its maths is that of the reference: what comes out of the first stage is the emb
 out of the last loop, before its norm, goes into the last stage.
 """
 
+import weakref
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -180,6 +182,23 @@ def test_without_a_loop_there_is_nothing_to_refuse():
         output = model.model(ids, output_loop_hidden_states=True)
     assert len(output.loop_hidden_states) == 1
     torch.testing.assert_close(output.loop_hidden_states[0], output.last_hidden_state)
+
+
+@pytest.mark.parametrize("fields", [{"num_loops": 1}, {"loop_attention": "own"}, {}], ids=["one loop", "own", "plt"])
+def test_without_a_cache_keys_that_no_later_loop_reads_are_let_go(fields):
+    model = tiny_model(num_hidden_layers=4, **({"num_loops": 2} | fields))
+    keys = weakref.WeakSet()
+    alive: list[int] = []
+
+    def note(attention, inputs, output):
+        keys.add(output[2].untyped_storage())
+        alive.append(len(keys))
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(note)
+    with torch.no_grad():
+        model(tiny_ids(1, 5), use_cache=False)
+    assert max(alive) == (4 if model.config.looped_stage.shares_keys else 2)  # a layer's, and that of the one before
 
 
 @pytest.mark.parametrize(
