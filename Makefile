@@ -57,10 +57,10 @@ demo: $(READY)
 # what each mechanism buys: hours, for what has no result yet; start it twice, for two cores. The releases that the text of
 # `language` is made of, and that are not installed, are put in a folder of their own
 results: $(READY)
-	missing=$$($(BIN)/python -m training_plt.experiments.harness.python_text); test -z "$$missing" || \
+	missing=$$($(BIN)/python -m laboratory.tasks.harness.python_text); test -z "$$missing" || \
 		$(BIN)/pip install --quiet --no-compile --no-deps --disable-pip-version-check --target runs/text $$missing
-	failed=; for name in $(EXPERIMENTS); do $(BIN)/python -m training_plt.experiment $$name || failed="$$failed $$name"; done; \
-		$(BIN)/python -m training_plt.healing_study && test -z "$$failed"
+	failed=; for name in $(EXPERIMENTS); do $(BIN)/python -m laboratory.tasks $$name || failed="$$failed $$name"; done; \
+		$(BIN)/python -m laboratory.healing && test -z "$$failed"
 
 # a file's tests share fixtures that take minutes, so each file has one worker. Some of them: make test ONLY='not slow'
 test: lint
@@ -78,7 +78,7 @@ $(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt
 
 # serve a small PLT on loopback, ask it for a completion and an answer, and stop
 serve: $(VLLM_READY)
-	$(VLLM_BIN)/python -m serving_plt.demo
+	$(VLLM_BIN)/python -m serving_plt.vllm.demo
 
 # the plugin in vLLM's engine; warnings of vLLM's own code are its own
 test-serve: $(VLLM_READY)

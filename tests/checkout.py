@@ -1,4 +1,4 @@
-"""The packages of this checkout, under their names: what the tests import, and every process that they start.
+"""The packages of this checkout: what the tests import, and every process that they start.
 
 Another copy may be installed, or none; `PYTHONPATH` comes before what is installed.
 """
@@ -7,19 +7,16 @@ import os
 import sys
 from configparser import ConfigParser
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 
 
 def read_folders() -> dict[str, Path]:
-    """The folder of every package that is installed, by its name there."""
+    """The folder of every package by its name: those that are installed, and the laboratory."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    options = setup["options"]
-    moved = dict(line.split(" = ") for line in options["package_dir"].split("\n") if line)
-    packages = [name for name in options["packages"].split() if "." not in name]
-    return {name: ROOT / moved.get(name, name) for name in packages}
+    installed = [name for name in setup["options"]["packages"].split() if "." not in name]
+    return {name: (ROOT / name).resolve() for name in [*installed, "laboratory"]}
 
 
 def on_path(*folders: Path | str) -> str:
@@ -28,8 +25,5 @@ def on_path(*folders: Path | str) -> str:
 
 
 FOLDERS = read_folders()
-LINKS = TemporaryDirectory(prefix="packages-")  # some folders are called otherwise than their packages
-for name, folder in FOLDERS.items():
-    Path(LINKS.name, name).symlink_to(folder)
-sys.path.insert(0, LINKS.name)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (LINKS.name, os.environ.get("PYTHONPATH"))))
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -13,17 +13,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-PACKAGES = {name.split(".")[0] for name in SETUP["options"]["packages"].split()}
-FOLDERS = {name: name for name in PACKAGES} | dict(
-    line.split(" = ") for line in SETUP["options"]["package_dir"].strip().splitlines()
-)
+PACKAGES = {name.split(".")[0] for name in SETUP["options"]["packages"].split()} | {"laboratory"}
 EXTRAS = {  # that the folder's users are told to install; the other folders have the core alone
-    "benchmarks": ["bench", "tools"],  # of `tools`, what is asked for by name
-    "conversion": ["convert"],
+    "conversion_plt": ["convert"],
     "examples": ["train", "eval", "smollm2"],
-    "serving": ["vllm", "bench"],
+    "laboratory": ["bench", "train", "tools"],  # of `tools`, what is asked for by name
+    "measuring_plt": ["bench"],
+    "serving_plt": ["vllm", "bench"],
     "tests": list(SETUP["options.extras_require"]),
-    "training": ["train"],
+    "training_plt": ["train"],
 }
 PROVIDERS = packages_distributions()  # of what is installed: `google` comes with protobuf
 
@@ -42,11 +40,11 @@ def imported(file: Path) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 
-@pytest.mark.parametrize("folder", sorted({*FOLDERS.values(), "examples", "tests"}))
+@pytest.mark.parametrize("folder", sorted({*PACKAGES, "examples", "tests"}))
 def test_what_is_imported_is_declared(folder):
     files = list((ROOT / folder).rglob("*.py"))
     ours = PACKAGES | set(sys.stdlib_module_names)
-    if folder not in FOLDERS.values():
+    if folder not in PACKAGES:
         ours |= {file.stem for file in files}  # scripts that import each other
         ours.add("tests")  # of a peer, whose sources `make test-peers` unpacks
     undeclared = {

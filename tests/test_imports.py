@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 from checkout import FOLDERS
 
-FLOORS = {"configuration_plt": 0, "modeling_plt": 1, "conversion_plt": 2, "training_plt": 3, "benchmarks_plt": 4}
-TOP = 5  # the command, and the server
-# what measures, and stands on the benchmarks
-STUDIES = ("training_plt.experiments", "training_plt.differences", "training_plt.plot_healing")
+FLOORS = {
+    "configuration_plt": 0,
+    "modeling_plt": 1,
+    "conversion_plt": 2,
+    "training_plt": 3,
+    "measuring_plt": 3,
+    "serving_plt": 4,
+    "laboratory": 5,
+    "command_plt": 6,
+}
 
 
 def modules() -> dict[str, Path]:
@@ -49,11 +55,10 @@ def imports(name: str) -> Iterator[tuple[str, bool]]:
 @pytest.mark.parametrize("package", FOLDERS)
 def test_packages_import_downward(package):
     for name in MODULES:
-        floor = TOP if name.startswith(STUDIES) else FLOORS.get(package, TOP)
         for target, _ in imports(name):
             other = target.split(".")[0]
             if name.split(".")[0] == package and other != package:
-                assert FLOORS.get(other, TOP) < floor, f"{name} imports {target}"
+                assert FLOORS[other] < FLOORS[package], f"{name} imports {target}"
 
 
 @pytest.mark.parametrize("package", FOLDERS)

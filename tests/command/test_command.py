@@ -138,7 +138,7 @@ def test_whatever_a_library_makes_of_a_signal_it_ends_as_one(capsys, monkeypatch
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("benchmarks_plt.")]:
+    for name in [name for name in sys.modules if name.startswith("laboratory.costs.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pandas", None)
     status, message = ended(capsys, "bench prefill --size tiny")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from configuration_plt import PLTConfig
-from training_plt import experiments
+from laboratory import tasks as experiments
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def command_lines() -> list[str]:
 
 
 LINES = command_lines()
-CHECKS = [line for line in LINES if line.startswith("python -m serving_plt.check_on_gpu")]
+CHECKS = [line for line in LINES if line.startswith("python -m serving_plt.vllm.check_on_gpu")]
 
 
 def of(*programs: str) -> list[str]:
@@ -106,14 +106,14 @@ def test_every_command_is_of_a_kind_that_is_tested():
     modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose", "experiment")]
     # hours, another environment, and what a test of its own calls
     studies = [
-        "python -m training_plt.healing_study",
-        "python -m benchmarks_plt.pages",
-        *of("python -m serving_plt.benchmark"),
+        "python -m laboratory.healing",
+        "python -m laboratory.costs.pages",
+        *of("python -m laboratory.serving"),
     ]
     assert set(LINES) == {*of(*kinds, *modules), *studies, *CHECKS, *SWITCHES}
 
 
-@pytest.mark.parametrize("line", of("python -m training_plt.experiment"))
+@pytest.mark.parametrize("line", of("python -m laboratory.tasks"))
 def test_experiments_have_these_names(line):
     assert shlex.split(line)[3] in experiments.names()
 
@@ -208,11 +208,11 @@ def test_benchmarks_take_their_options(line, monkeypatch):
     from command_plt.main import main
 
     measured = []
-    monkeypatch.setattr("benchmarks_plt.measure.measure", lambda *args, **options: measured.append(options))
-    monkeypatch.setattr("benchmarks_plt.fit.fit", lambda *args: measured.append(args))
-    monkeypatch.setattr("benchmarks_plt.product_times.measure", lambda *args: measured.append(args))
-    monkeypatch.setattr("benchmarks_plt.convert.measure_conversion", measured.append)
-    monkeypatch.setattr("benchmarks_plt.compare.compare", measured.append)
+    monkeypatch.setattr("laboratory.costs.measure.measure", lambda *args, **options: measured.append(options))
+    monkeypatch.setattr("laboratory.costs.fit.fit", lambda *args: measured.append(args))
+    monkeypatch.setattr("laboratory.costs.product_times.measure", lambda *args: measured.append(args))
+    monkeypatch.setattr("laboratory.costs.convert.measure_conversion", measured.append)
+    monkeypatch.setattr("laboratory.costs.compare.compare", measured.append)
     words = shlex.split(line)[1:]
     try:
         main(words)
@@ -225,8 +225,8 @@ def test_benchmarks_take_their_options(line, monkeypatch):
 # it needs a GPU: here the options are read, tests/gpu_checks makes a dry run
 @pytest.mark.parametrize("line", CHECKS)
 def test_checks_on_a_gpu_take_their_options(line, tmp_path, monkeypatch):
-    from serving_plt import check_on_gpu
-    from serving_plt.gpu_checks.row import Row
+    from serving_plt.vllm import check_on_gpu
+    from serving_plt.vllm.gpu_checks.row import Row
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check_on_gpu, "run_alone", lambda *_: ([Row("a check", "equal", {"device": "a GPU"})], []))
@@ -235,8 +235,8 @@ def test_checks_on_a_gpu_take_their_options(line, tmp_path, monkeypatch):
 
 
 def test_the_parts_of_the_gpu_page_are_those_of_the_command():
-    from serving_plt.gpu_checks.agreement import IN_BFLOAT16, IN_FLOAT32, IN_TF32
-    from serving_plt.gpu_checks.parts import PARTS
+    from serving_plt.vllm.gpu_checks.agreement import IN_BFLOAT16, IN_FLOAT32, IN_TF32
+    from serving_plt.vllm.gpu_checks.parts import PARTS
 
     text = " ".join(page("docs/gpu.md").split())
     assert [cell.strip("`") for cell in table_cells(page("docs/gpu.md")) if cell.startswith("`")] == list(PARTS)

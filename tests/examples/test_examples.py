@@ -19,8 +19,9 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from benchmarks_plt import compare, models
-from benchmarks_plt.sizes import SIZES
+from laboratory.costs import compare
+from measuring_plt import models
+from measuring_plt.sizes import SIZES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

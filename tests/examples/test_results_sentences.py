@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from result_pages import PAGES, ROOT, is_rounded, results_of, sections_of
 
-from training_plt.experiments import load
-from training_plt.experiments.harness.report import overall, points_of, scores_by_seed
-from training_plt.experiments.harness.store import Store
+from laboratory.tasks import load
+from laboratory.tasks.harness.report import overall, points_of, scores_by_seed
+from laboratory.tasks.harness.store import Store
 
 INTERVAL = r" ± \d*\.\d+"
 NUMBER = rf"(-?\d*\.?\d+(?:{INTERVAL})?)"

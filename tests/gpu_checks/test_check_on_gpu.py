@@ -13,20 +13,20 @@ import pytest
 import torch
 from checkout import on_path
 
-from benchmarks_plt import device_bytes
-from benchmarks_plt.models import empty_model
-from benchmarks_plt.rows import PLAIN
 from configuration_plt import PLTConfig
+from measuring_plt import device_bytes
+from measuring_plt.models import empty_model
+from measuring_plt.rows import PLAIN
 from modeling_plt import PLTForCausalLM
-from serving_plt import check_on_gpu, process_group, timed_engine
-from serving_plt.gpu_checks import agreement, environment, flash, memory, ratios, served_latency, tokens
-from serving_plt.gpu_checks.agreement import Answer, compare
-from serving_plt.gpu_checks.checked_model import INITIALIZER_RANGE
-from serving_plt.gpu_checks.parts import PARTS, Part
-from serving_plt.gpu_checks.report import write_report
-from serving_plt.gpu_checks.row import Row, failed, tried
-from serving_plt.gpu_checks.scale import DRY, FULL
-from serving_plt.gpu_checks.timed import setup_of
+from serving_plt.vllm import check_on_gpu, process_group, timed_engine
+from serving_plt.vllm.gpu_checks import agreement, environment, flash, memory, ratios, served_latency, tokens
+from serving_plt.vllm.gpu_checks.agreement import Answer, compare
+from serving_plt.vllm.gpu_checks.checked_model import INITIALIZER_RANGE
+from serving_plt.vllm.gpu_checks.parts import PARTS, Part
+from serving_plt.vllm.gpu_checks.report import write_report
+from serving_plt.vllm.gpu_checks.row import Row, failed, tried
+from serving_plt.vllm.gpu_checks.scale import DRY, FULL
+from serving_plt.vllm.gpu_checks.timed import setup_of
 
 EXTRAS = ("accelerate", "cpuinfo", "datasets", "matplotlib", "pandas", "peft", "scipy", "seaborn", "tabulate", "vllm")
 WITHOUT_EXTRAS = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS}))\n"  # Python imports `sitecustomize` first
@@ -39,7 +39,7 @@ def dry_run(tmp_path_factory):
     """What all of it writes where there is nothing but the core."""
     folder = tmp_path_factory.mktemp("dry")
     (folder / "sitecustomize.py").write_text(WITHOUT_EXTRAS)
-    command = [sys.executable, "-m", "serving_plt.check_on_gpu", "--dry-run", "--output", folder / "out"]
+    command = [sys.executable, "-m", "serving_plt.vllm.check_on_gpu", "--dry-run", "--output", folder / "out"]
     settings = {"PYTHONPATH": on_path(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -111,7 +111,7 @@ PLANTED = {
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     """Parts that go wrong, in place of the real ones."""
-    head = "import json, os, signal, subprocess, time\nfrom serving_plt.gpu_checks.row import Row\n"
+    head = "import json, os, signal, subprocess, time\nfrom serving_plt.vllm.gpu_checks.row import Row\n"
     for name, code in PLANTED.items():
         (tmp_path / f"planted_{name}.py").write_text(head + code)
     parts = {name: Part(f"planted_{name}") for name in PLANTED}

@@ -4,7 +4,7 @@ import torch
 from engines import engine
 from vllm.sampling_params import BeamSearchParams
 
-from serving_plt.tiny import byte_tokenizer, save_tiny
+from serving_plt.vllm.tiny import byte_tokenizer, save_tiny
 
 BEAMS, NEW = 3, 8
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from serving_plt.benchmark import main
-from serving_plt.benchmark_report import write_report
+from laboratory.serving.__main__ import main
+from laboratory.serving.report import write_report
 
 TINY = ["--size", "tiny", "--dtype", "float32", "--steps", "2", "--rounds", "2"]
 

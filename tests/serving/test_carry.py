@@ -9,7 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from serving_plt.carry import Carry
+from serving_plt.vllm.carry import Carry
 
 PAGES, ROWS = 9, 4  # ROWS of the graph
 

@@ -2,8 +2,8 @@
 
 import json
 
-from serving_plt.check_on_gpu import main
-from serving_plt.gpu_checks.scale import DRY
+from serving_plt.vllm.check_on_gpu import main
+from serving_plt.vllm.gpu_checks.scale import DRY
 
 
 def test_a_dry_run_compares_tokens_in_every_way_and_measures_every_point(tmp_path, monkeypatch):

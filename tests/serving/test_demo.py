@@ -6,8 +6,8 @@ import socket
 import pytest
 import torch
 
-from serving_plt import demo
-from serving_plt.tiny import byte_tokenizer, save_tiny
+from serving_plt.vllm import demo
+from serving_plt.vllm.tiny import byte_tokenizer, save_tiny
 
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", "128")
 

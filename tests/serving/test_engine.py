@@ -7,9 +7,9 @@ from recorded import NoHostData
 from vllm import SamplingParams
 from vllm.forward_context import set_forward_context
 
-from serving_plt.attention import PLTAttention
-from serving_plt.carry import Carry
-from serving_plt.model import PLTDecoderLayer, PLTModel
+from serving_plt.vllm.attention import PLTAttention
+from serving_plt.vllm.carry import Carry
+from serving_plt.vllm.model import PLTDecoderLayer, PLTModel
 
 LAYERS = 3
 

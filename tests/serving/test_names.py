@@ -18,7 +18,7 @@ from checkout import ROOT
 from sources import Sources
 from uses import OBJECTS, Uses, lacking_flags
 
-from serving_plt.checks import NEWEST
+from serving_plt.vllm.checks import NEWEST
 
 OURS = {"sources.py", "uses.py", "test_names.py"}
 FILES = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "tests/serving").glob("*.py")]
@@ -108,7 +108,7 @@ def test_commands_have_the_options_that_are_named(release, request):
     texts = {path: path.read_text(encoding="utf-8") for path in [*FILES, ROOT / "docs/serving.md"]}
     own = {flag for text in texts.values() for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
     sources = request.getfixturevalue(release)
-    for path in (ROOT / "serving/demo.py", ROOT / "tests/serving/test_demo.py", ROOT / "docs/serving.md"):
+    for path in (ROOT / "serving_plt/vllm/demo.py", ROOT / "tests/serving/test_demo.py", ROOT / "docs/serving.md"):
         assert lacking_flags(texts[path], own, sources) == set()
     assert lacking_flags("vllm serve --max-num-batch-tokens 1 --enforce-eager", own, sources) == {
         "--max-num-batch-tokens"

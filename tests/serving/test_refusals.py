@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from configuration_plt import PLTConfig, Stage
-from serving_plt.checks import OLDEST, Checks
-from serving_plt.register import register
+from serving_plt.vllm.checks import OLDEST, Checks
+from serving_plt.vllm.register import register
 
 GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}

@@ -12,7 +12,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from serving_plt.model import PLTForCausalLM
+from serving_plt.vllm.model import PLTForCausalLM
 
 MODELS = {
     "plt": {"num_loops": 3},

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: what the options ask for is checked, then measured section by section."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from huggingface_hub.errors import StrictDataclassError
+
+from configuration_plt.assignments import parse_assignments
+from measuring_plt.models import Setup, SharedWeights, row_config
+from measuring_plt.rows import FIELDS_OF_ROWS, LLAMA, PLAIN, ROWS, Row
+from measuring_plt.sizes import SIZES, suggested_sweep
+
+from ..report import write
+from ..setting import describe, headline
+from .sections import SECTIONS, Run
+
+
+def measure(
+    command: str,
+    sections: tuple[str, ...],
+    *,
+    name: str,
+    size: str,
+    fields: list[str] | None,
+    dtype: str | None,
+    device: str | None,
+    attn_implementation: str,
+    threads: int | None,
+    output: Path,
+    rows: list[str] | None = None,
+    compiled: bool = False,
+    packed: str | None = None,
+    **sweep: Any,
+) -> None:
+    """Measure, print and write sections; the files, called `name`, are written whenever a table is complete.
+
+    Args:
+        command: the command line, for the files.
+        sweep: what is varied, see `sizes`; None for what the size and the device suggest.
+
+    Raises:
+        typer.BadParameter: an option cannot be followed.
+    """
+    place = read_device(device)
+    number = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, packed)
+    chosen = read_rows(rows, setup.fields)
+    if packed and place.type != "cpu":
+        raise typer.BadParameter(f"is for a CPU, got {place}", param_hint="--pack")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    output.mkdir(parents=True, exist_ok=True)
+    setting = describe(command, size, setup)
+    print(*(f"{key}: {value}" for key, value in setting.items()), sep="\n")
+    given = {key: value for key, value in sweep.items() if value}
+    run = Run(SharedWeights(setup), chosen, headline(setting), **suggested_sweep(size, place.type) | given)
+    done = []
+    for section in sections:
+        done.append(SECTIONS[section](run))
+        print(f"\n{done[-1]}", flush=True)
+        write(output, name, headline(setting), setting, done)
+    print(f"\nWrote {output.resolve()}")
+
+
+def read_device(text: str | None) -> torch.device:
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"must be cpu, cuda or cuda:N, got {text!r}", param_hint="--device")
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise typer.BadParameter(f"must be one of the {found} GPUs here, got {text!r}", param_hint="--device")
+        torch.cuda.set_device(device)  # the one that the clock waits for
+    return device
+
+
+def read_fields(size: str, assignments: list[str]) -> dict:
+    """Fields of PLTConfig for all rows."""
+    try:
+        changes = parse_assignments(assignments)
+        for name in FIELDS_OF_ROWS:
+            if name in changes:
+                raise ValueError(f"cannot change {name}: each row has its own")
+        row_config(SIZES[size] | changes, PLAIN)
+    except (ValueError, StrictDataclassError) as error:
+        raise typer.BadParameter(str(error.__cause__ or error), param_hint="--set") from error
+    return SIZES[size] | changes
+
+
+def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
+    """Plain and the rows of these names, in the order of `ROWS`."""
+    rows = [row for row in ROWS.values() if names is None or row == PLAIN or row.name in names]
+    config = row_config(fields, PLAIN)
+    own_bias = config.attention_output_bias != config.attention_bias
+    if LLAMA in rows and (config.qk_norm or config.sandwich_norm or own_bias):
+        message = "gives the model what Llama does not have: leave the row llama out with --rows"
+        raise typer.BadParameter(message, param_hint="--set")
+    return rows

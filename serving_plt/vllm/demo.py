@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve a small PLT by vLLM's OpenAI server on loopback, ask it for a completion and for an answer, and stop.
+
+    python -m serving_plt.vllm.demo
+    python -m serving_plt.vllm.demo --model runs/plt --prompt "def reach"
+
+Without `--model` it is one of random weights, which answers nonsense.
+"""
+
+import argparse
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+
+from .process_group import process_group
+from .tiny import save_tiny
+
+PATIENCE = 300  # seconds until the server must answer
+NAME = "plt"
+
+
+@contextlib.contextmanager
+def serving(folder: Path, log: Path, *options: str) -> Iterator[openai.OpenAI]:
+    """A client of a server on a free port, which is gone at the end, whatever happens.
+
+    Raises:
+        RuntimeError: the server ends before it answers; with the end of its log.
+        TimeoutError: it does not answer in time.
+    """
+    port = free_port()
+    # what `vllm serve` runs; the CPU build's own command asks for a package named vllm, and finds none
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
+    command += ["--host", "127.0.0.1", "--port", port, "--served-model-name", NAME, *options]
+    with process_group(command, log) as server:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        wait_for(client, server, log)
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(client: openai.OpenAI, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"The server ended with {server.returncode}:\n{log.read_text()[-4000:]}")
+        with contextlib.suppress(openai.OpenAIError):
+            client.models.list()
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"The server has not answered in {PATIENCE} s:\n{log.read_text()[-4000:]}")
+
+
+def ask(client: openai.OpenAI, prompt: str, max_tokens: int) -> tuple[str, str]:
+    """A greedy completion of a prompt, and the answer to it as a user's message."""
+    settings = {"model": NAME, "max_tokens": max_tokens, "temperature": 0}
+    completion = client.completions.create(prompt=prompt, **settings).choices[0].text
+    messages = [{"role": "user", "content": prompt}]
+    return completion, client.chat.completions.create(messages=messages, **settings).choices[0].message.content
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a folder with a PLT and a tokenizer that has a chat template")
+    parser.add_argument("--prompt", default="def reach(", help="default: %(default)s")
+    parser.add_argument("--max_tokens", type=int, default=16, help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    if args.model is not None and not args.model.is_dir():
+        parser.error(f"`--model` must be a folder, got {args.model}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.model or Path(temporary) / "plt"
+        if args.model is None:
+            save_tiny(folder)
+        print("Starting the server; this takes up to a minute.", flush=True)
+        options = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20))
+        with serving(folder, Path(temporary) / "log", *options, "--max-model-len", "256") as client:
+            completion, answer = ask(client, args.prompt, args.max_tokens)
+    print(f"Completion of {args.prompt!r}: {completion!r}")
+    print(f"Answer to {args.prompt!r}: {answer!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine of its own process, and how long it takes: to decode a token, and to a prompt's first one."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from configuration_plt import PLTConfig
+from conversion_plt.plan import expected_shapes
+from measuring_plt.rows import LOOPED_ROWS, PLT
+
+ROWS: dict[str, dict[str, Any]] = {  # fields of PLTConfig
+    row.name: {"num_loops": row.num_loops} | row.mechanisms for rows in LOOPED_ROWS.values() for row in rows
+} | {"plt-2, in turn": {"num_loops": 2, "one_pass": False} | PLT}
+COMMON = {"vocab_size": 32000, "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": None}
+SIZES = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "0.3b": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16},
+    "1.2b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20, "num_attention_heads": 32},
+}
+SHARED = {"num_key_value_heads": 4, "sliding_window": 64}
+CONTEXT = 32  # tokens in the cache when decoding begins
+LONGEST_STEP = 8192  # tokens of a step at most; longer prompts come in chunks
+FEW_ROWS = (1, 2, 3, 4, 8)  # of the projections alone: what further loops cost there is the hardware's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of each row.
+
+    Attributes:
+        size: a name in `SIZES`.
+        dtype: of weights and cache.
+        batches: numbers of requests that decode together.
+        prompts: lengths of a prompt that is prefilled alone, in one step.
+        steps: that decode, of which the median counts.
+        eager: without vLLM's compiler and graphs.
+        contexts: tokens in the cache when decoding begins.
+        kv_bytes: of the cache of each engine.
+    """
+
+    size: str
+    dtype: str
+    batches: list[int]
+    prompts: list[int]
+    steps: int
+    eager: bool
+    contexts: tuple[int, ...] = (CONTEXT,)
+    kv_bytes: int = 1 << 30
+
+
+Pools = dict[str, ProcessPoolExecutor]  # by row: one process, with its engine
+
+
+def ask(pools: Pools, function: Callable[..., float], *arguments: int) -> dict[str, float]:
+    """Milliseconds of all rows, one after another."""
+    return {row: 1000 * pool.submit(function, *arguments).result() for row, pool in pools.items()}
+
+
+ENGINES: list[Any] = []  # of this process: one, once it is open
+
+
+def open_engine(row: str, plan: Plan) -> dict[str, Any]:
+    """Start the engine of this process; what there is to know of it."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    with TemporaryDirectory() as folder:
+        config = PLTConfig(**COMMON | SIZES[plan.size] | SHARED | ROWS[row])
+        config.architectures = ["PLTForCausalLM"]
+        config.save_pretrained(folder)
+        ENGINES.append(start(folder, plan))
+    return {
+        "row": row,
+        "bytes after loading": resident("VmRSS"),
+        # by the config: vLLM packs weights in its own way, where they are no parameters any more
+        "parameters": sum(prod(shape) for shape in expected_shapes(config).values()),
+        "threads": torch.get_num_threads(),
+        "KV bytes per token": kv_bytes_per_token(ENGINES[0]),
+    }
+
+
+def warm_up(plan: Plan) -> None:
+    """The first of each takes longer."""
+    for size in plan.batches:
+        decode(size, steps=1)
+    for length in plan.prompts:
+        prefill(length)
+
+
+@torch.inference_mode()
+def projections(num_rows: int, steps: int) -> float:
+    """Seconds of all layers' projections and MLPs for a few rows, without attention and norms."""
+
+    def of_model(model: Any) -> float:
+        weight = model.model.norm.weight
+        hidden_states = torch.randn(num_rows, model.config.hidden_size, dtype=weight.dtype, device=weight.device)
+        times = []
+        for _ in range(steps + 1):
+            started = time.perf_counter()
+            for layer in model.model.layers:
+                states, _ = layer.self_attn.qkv_proj(hidden_states)
+                layer.self_attn.o_proj(states[:, : layer.self_attn.o_proj.input_size_per_partition].contiguous())
+                layer.mlp(hidden_states)
+            if hidden_states.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return median(times[1:])
+
+    return ENGINES[0].apply_model(of_model)[0]
+
+
+def start(folder: str, plan: Plan) -> Any:
+    from vllm import LLM  # starts threads and reads the environment
+
+    longest = max([*plan.prompts, max(plan.batches) * max(plan.contexts)])
+    return LLM(
+        folder,
+        load_format="dummy",
+        dtype=plan.dtype,
+        enforce_eager=plan.eager,
+        skip_tokenizer_init=True,
+        max_model_len=COMMON["max_position_embeddings"],
+        max_num_batched_tokens=min(longest, LONGEST_STEP),
+        max_num_seqs=max(plan.batches),
+        kv_cache_memory_bytes=plan.kv_bytes,
+        gpu_memory_utilization=0.1,  # as much must be free at the start, beside the other rows
+        enable_prefix_caching=False,
+    )
+
+
+def resident(kind: str) -> int:
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def kv_bytes_per_token(llm: Any) -> float:
+    """Of a request of the greatest length, by vLLM's count of how many such fit into its memory."""
+    from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
+
+    core, config = llm.llm_engine.engine_core.engine_core, llm.llm_engine.vllm_config
+    requests = get_max_concurrency_for_kv_cache_config(config, core.scheduler.kv_cache_config)
+    return config.cache_config.kv_cache_memory_bytes / (requests * config.model_config.max_model_len)
+
+
+def add(name: str, length: int, max_tokens: int) -> None:
+    from vllm import SamplingParams, TokensPrompt
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    ENGINES[0].llm_engine.add_request(name, TokensPrompt(prompt_token_ids=[7] * length), params)
+
+
+class TooLittleRoom(RuntimeError):
+    """The cache does not hold all requests of a batch at once."""
+
+
+def timed_step(num_requests: int) -> float:
+    """Seconds of a step that brings a token of each of so many requests.
+
+    Raises:
+        TooLittleRoom: it brings fewer, because some wait.
+    """
+    started = time.perf_counter()
+    outputs = ENGINES[0].llm_engine.step()
+    seconds = time.perf_counter() - started
+    if len(outputs) != num_requests:
+        raise TooLittleRoom(f"The cache must hold {num_requests} requests at once, got tokens of {len(outputs)}.")
+    return seconds
+
+
+def finish(names: list[str]) -> None:
+    """End these requests, and what is under way of them."""
+    engine = ENGINES[0].llm_engine
+    engine.abort_request(names)
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+def wait_for_tokens(names: list[str], most: int) -> None:
+    """Step until each of these requests has a token.
+
+    Raises:
+        TooLittleRoom: some have none after `most` steps.
+    """
+    waiting = set(names)
+    for _ in range(most):
+        waiting -= {output.request_id for output in ENGINES[0].llm_engine.step() if output.outputs[0].token_ids}
+        if not waiting:
+            return
+    raise TooLittleRoom(f"The cache must hold {len(names)} requests at once, got no token of {len(waiting)} of them.")
+
+
+def decode(batch_size: int, steps: int, context: int = CONTEXT) -> float:
+    """Seconds of a step in which every request decodes one token."""
+    names = [f"{context}-{batch_size}-{number}" for number in range(batch_size)]
+    chunks = ceil(batch_size * context / ENGINES[0].llm_engine.vllm_config.scheduler_config.max_num_batched_tokens)
+    most = 2 * chunks + 4  # steps of the prefill: a chunk may be cut at a block, and two steps be under way
+    for name in names:
+        add(name, context, most + steps + 4)
+    try:
+        wait_for_tokens(names, most)
+        for _ in range(2):  # to warm up
+            timed_step(batch_size)
+        return median(timed_step(batch_size) for _ in range(steps))
+    finally:
+        finish(names)
+
+
+def prefill(length: int) -> float:
+    """Seconds to the first token of a prompt alone."""
+    name = f"prompt-{length}"
+    started = time.perf_counter()
+    add(name, length, 1)
+    wait_for_tokens([name], 4)  # two steps may be under way
+    seconds = time.perf_counter() - started
+    finish([])
+    return seconds

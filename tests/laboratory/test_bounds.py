@@ -1,0 +1,112 @@
+"""The bounds beside the figures of `plt bench` are those that one computes by hand."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from laboratory.costs.arithmetic import multiplications, with_bound
+from laboratory.costs.decode import measure_decoding
+from laboratory.costs.step_bytes import step_bytes
+from laboratory.costs.train import training_step
+from measuring_plt.greedy import all_logits, first_token
+from measuring_plt.models import Setup, SharedWeights, empty_model, random_ids
+from measuring_plt.rows import PLAIN, ROWS
+from measuring_plt.sizes import SIZES
+
+TINY = Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa")
+# elements of a tiny model: two layers of width 64, 4 heads and 2 KV heads of 16, an MLP of 128, 256 words, window 8
+PROJECTIONS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+LAST_NORM = 64  # counted once
+NORMS = 2 * 2 * 64 + LAST_NORM
+GATES = 2 * (4 * 64 + 4 + 64)
+HEAD = 256 * 64
+COLUMN, STATE, POSITION = (
+    2 * 2 * 2 * 16,
+    64,
+    8,
+)  # of a KV cache: keys and values of a token, its states, bytes of its position
+BATCH, CONTEXT = 3, 20
+
+
+@pytest.mark.parametrize(
+    ("row", "weights", "cache"),
+    [
+        ("plain", PROJECTIONS + NORMS + HEAD, COLUMN * 20 + STATE),
+        ("llama", PROJECTIONS + NORMS + HEAD, COLUMN * 20),
+        ("loop-2", 2 * (PROJECTIONS + NORMS) - LAST_NORM + HEAD, COLUMN * 2 * 20 + 2 * STATE),
+        ("shift-2", PROJECTIONS + NORMS + HEAD, COLUMN * 2 * 20 + 2 * STATE),
+        ("shared-2", PROJECTIONS + NORMS + HEAD, COLUMN * 20 + 2 * STATE),
+        ("plt-2", PROJECTIONS + NORMS + GATES + HEAD, COLUMN * (20 + 7) + 2 * STATE),
+        ("plt-3", PROJECTIONS + NORMS + GATES + HEAD, COLUMN * (20 + 2 * 7) + 3 * STATE),
+        ("deep-2", 2 * PROJECTIONS + NORMS + 2 * 2 * 64 + HEAD, 2 * COLUMN * 20 + STATE),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_reads_weights_once_in_each_pass_and_the_cache(row, weights, cache, dtype):
+    model = SharedWeights(replace(TINY, dtype=dtype)).build_for_decoding(ROWS[row])
+    position = 0 if row == "llama" else POSITION
+    assert step_bytes(model, BATCH, CONTEXT) == dtype.itemsize * (weights + BATCH * cache) + BATCH * position
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(("packed", "size"), [(None, 4), ("same", 4), ("float16", 2), ("int8", 1)])
+def test_packed_weights_are_read_as_they_are_packed(packed, size, tied):
+    setup = replace(TINY, packed=packed, fields=TINY.fields | {"tie_word_embeddings": tied})
+    weights = SharedWeights(setup)
+    cache = BATCH * (4 * (COLUMN * CONTEXT + STATE) + POSITION)
+    plain = step_bytes(weights.build_for_decoding(PLAIN), BATCH, CONTEXT)
+    assert plain == size * (PROJECTIONS + HEAD) + 4 * NORMS + cache
+    llama = step_bytes(weights.build_for_decoding(ROWS["llama"]), BATCH, CONTEXT)
+    assert llama == 4 * (PROJECTIONS + HEAD + NORMS + BATCH * COLUMN * CONTEXT)
+
+
+def test_loops_in_turn_read_the_layers_anew():
+    setup = replace(TINY, fields=TINY.fields | {"one_pass": False})
+    together, in_turn = (
+        step_bytes(SharedWeights(one).build_for_decoding(ROWS["plt-3"]), BATCH, CONTEXT) for one in (TINY, setup)
+    )
+    assert in_turn - together == 2 * 4 * (PROJECTIONS + NORMS - LAST_NORM + GATES)
+
+
+def test_the_bound_of_a_step_is_its_bytes_over_the_faster_measured_bandwidth(monkeypatch):
+    bandwidths = iter([4e9, 2e9])
+    monkeypatch.setattr("laboratory.costs.decode.read_bandwidth", lambda device: next(bandwidths))
+    monkeypatch.setattr(
+        "laboratory.timing.take_turns", lambda *_: pd.DataFrame({"plain": [0.5, 0.7, 9], "plt-2": [1, 1, 1]})
+    )
+    weights = SharedWeights(TINY)
+    table = measure_decoding(weights, [PLAIN, ROWS["plt-2"]], [1, 3], [20], rounds=3)
+    read = [step_bytes(weights.build(ROWS[name]), batch, 20) for batch in (1, 3) for name in ("plain", "plt-2")]
+    assert table["read, MB"].tolist() == pytest.approx([number / 1e6 for number in read])
+    assert table["bound, ms"].tolist() == pytest.approx([number / 4e6 for number in read])
+    shares = [number / 4e6 / ms for number, ms in zip(read, [0.7, 1, 0.7, 1], strict=True)]
+    assert table["bound / time"].tolist() == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+@pytest.mark.parametrize("length", [2, 5, 30])
+@pytest.mark.parametrize("make_sample", [first_token, all_logits, training_step])
+def test_multiplications_are_those_that_the_model_does(row, length, make_sample):
+    model, counts = SharedWeights(TINY).build(row), []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(
+                lambda linear, inputs, output: counts.append(linear.weight.numel() * inputs[0].shape[:-1].numel())
+            )
+    make_sample(model, random_ids(length, TINY))()
+    assert sum(counts) == multiplications(model, length, num_outputs=1 if make_sample is first_token else 0)
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "length", "bounds"),
+    [(1, 4096, {"plain": 1, "plt-2": 1.14, "loop-2": 2.06}), (1, 16384, {"plain": 1, "plt-2": 1.03})]
+    + [(0, length, {"plain": 1, "llama": 1, "plt-2": 1.9, "plt-3": 2.79}) for length in (256, 4096)],
+)
+def test_bounds_of_half_a_billion_parameters_are_those_of_the_page(num_outputs, length, bounds):
+    setup = replace(TINY, fields=SIZES["0.5b"])
+    models = {ROWS[name]: empty_model(setup, ROWS[name]) for name in bounds}
+    table = with_bound(pd.DataFrame({"row": list(bounds), "n": length}), models, "n", num_outputs)
+    assert table["bound"].round(2).tolist() == list(bounds.values())
