@@ -303,6 +303,16 @@ def test_paths_exist(path):
             assert any(ROOT.glob(span)) or any(ROOT.glob(f"*/{span}")), span
 
 
+def test_tools_have_one_line_each_and_their_tests_exist():
+    rows = page("docs/tools.md").partition("\n## ")[0].splitlines()
+    cells = [re.split(r"(?<!\\) \| ", row.strip("| ")) for row in rows if row.startswith("| ")][1:]
+    tools = [row[0].split()[0] for row in cells]
+    assert "peft" in tools and len(set(tools)) == len(tools)
+    for row in cells:
+        files = re.findall(r"`(\w+\.py)`", row[-1])
+        assert files and all((ROOT / "tests/tools" / file).exists() for file in files), row[0]
+
+
 def test_every_option_of_a_conversion_is_listed():
     import typer
 

@@ -6,17 +6,37 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 HEAD = """# Tools around a PLT
 
-Every line was proved by the tests at its end, in `tests/tools`; what is missing here has not been tried, or did not
-work. Written by `make test-all`, which runs them: Python {}, torch {}, transformers {}, on a CPU.
+One line per tool: features that were proved to work, those that work with a note, and those that are refused. The last
+column names the files in `tests/tools` that prove them; there the mark `proves` of each test names its feature.
+Features that are missing here have not been tried, or did not work. `make test-all` runs the tests and writes this
+page: Python {}, torch {}, transformers {}, on a CPU.
 
-| tool | what | verdict | note, or the sentence it is refused with | tests |
+| tool | works | works with a note | refused | tests |
 |---|---|---|---|---|
 """
+NOTES = """
+## Notes and refusals
+
+| tool | feature | note, or the sentence it is refused with |
+|---|---|---|
+"""
+VERDICTS = ("works", "works with a note", "refused")
+
+
+class Line(NamedTuple):
+    """A feature of a tool, and the tests that proved it."""
+
+    tool: str  # with its version
+    feature: str
+    verdict: str
+    notes: list[str]  # of a refused feature, the sentences it is refused with
+    file: str  # of its tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,26 +73,47 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path = config.getoption("write_tools", None)
     if path is not None:
         outcomes = ("passed", "failed", "error", "skipped", "xfailed")
-        lines = proved([report for outcome in outcomes for report in terminalreporter.getreports(outcome)])
+        lines = list(proved([report for outcome in outcomes for report in terminalreporter.getreports(outcome)]))
         head = HEAD.format(platform.python_version(), version("torch"), version("transformers"))
-        path.write_text(head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines))
+        path.write_text(head + tables(lines))
 
 
-def proved(reports: list[pytest.TestReport]) -> Iterator[list[str]]:
-    """The cells of each line all of whose tests passed."""
+def proved(reports: list[pytest.TestReport]) -> Iterator[Line]:
+    """Each feature all of whose tests passed."""
     tests: dict[tuple[str, str], list[dict]] = {}
     for report in reports:
         test = {"report": report} | dict(report.user_properties)
         if "proves" in test:
             tests.setdefault((test["proves"]["tool"], test["proves"]["what"]), []).append(test)
-    for (tool, what), line in tests.items():
+    for (tool, feature), line in tests.items():
         if all(test["report"].passed for test in line):
             sentences = [test["sentence"] for test in line if "sentence" in test]
             notes = [test["proves"]["note"] for test in line if "note" in test["proves"]]
-            verdict = "refused" if sentences else "works, with a note" if notes else "works"
-            names = [f"`{test['report'].nodeid.removeprefix('tests/tools/').partition('[')[0]}`" for test in line]
-            yield [f"{tool} {version(tool)}", what, verdict, as_cell(sentences or notes), as_cell(names)]
+            verdict = "refused" if sentences else "works with a note" if notes else "works"
+            file = line[0]["report"].nodeid.removeprefix("tests/tools/").partition("::")[0]
+            yield Line(f"{tool} {version(tool)}", feature, verdict, sentences or notes, file)
+
+
+def tables(lines: list[Line]) -> str:
+    """A row per tool, then the notes and the sentences of refusals."""
+    tools: dict[str, list[Line]] = {}
+    for line in lines:
+        tools.setdefault(line.tool, []).append(line)
+    rows = [
+        [
+            tool,
+            *(as_cell([each.feature for each in own if each.verdict == verdict]) for verdict in VERDICTS),
+            as_cell([f"`{each.file}`" for each in own]),
+        ]
+        for tool, own in tools.items()
+    ]
+    notes = [[each.tool, each.feature, as_cell(each.notes)] for own in tools.values() for each in own if each.notes]
+    return as_rows(rows) + NOTES + as_rows(notes)
 
 
 def as_cell(texts: list[str]) -> str:
-    return "<br>".join(dict.fromkeys(texts)).replace("|", r"\|")
+    return " · ".join(dict.fromkeys(texts)).replace("|", r"\|")
+
+
+def as_rows(rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
