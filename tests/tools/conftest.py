@@ -13,9 +13,9 @@ import pytest
 HEAD = """# Tools around a PLT
 
 One line per tool: features that were proved to work, those that work with a note, and those that are refused. The last
-column names the files in `tests/tools` that prove them; there the mark `proves` of each test names its feature.
-Features that are missing here have not been tried, or did not work. `make test-all` runs the tests and writes this
-page: Python {}, torch {}, transformers {}, on a CPU.
+column names the files that prove them; there the mark `proves` of each test names its feature. Features that are
+missing here have not been tried, or did not work. `make test-all` runs the tests and writes this page:
+Python {}, torch {}, transformers {}, on a CPU.
 
 | tool | works | works with a note | refused | tests |
 |---|---|---|---|---|
@@ -103,7 +103,7 @@ def tables(lines: list[Line]) -> str:
         [
             tool,
             *(as_cell([each.feature for each in own if each.verdict == verdict]) for verdict in VERDICTS),
-            as_cell([f"`{each.file}`" for each in own]),
+            as_cell([f"`tests/tools/{each.file}`" for each in own]),
         ]
         for tool, own in tools.items()
     ]
