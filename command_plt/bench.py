@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from laboratory.costs.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
+from measuring_plt.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 from measuring_plt.rows import PACKED, ROWS
 from measuring_plt.sizes import SIZES
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from laboratory.costs.filled_cache import fill, new_cache
 from modeling_plt.names_plt import THEIRS
+
+from .filled_cache import fill, new_cache
 
 TOKENS = 4  # decoded per row and round
 

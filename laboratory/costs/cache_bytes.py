@@ -10,11 +10,10 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
 from configuration_plt import PLTConfig
+from measuring_plt.filled_cache import fill, new_cache
 from measuring_plt.models import Setup, row_config
 from measuring_plt.rows import Row
 from modeling_plt import PLTCache
-
-from .filled_cache import fill, new_cache
 
 CONTEXTS = (512, 1024, 2048, 4608)  # in addition to those that decoding starts from
 POSITION_BYTES = 8  # of the carry's position id

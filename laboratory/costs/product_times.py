@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from measuring_plt.product_names import PRODUCTS
 from measuring_plt.sizes import SIZES
 from measuring_plt.turns import WARMUP_ROUNDS, take_turns
 from measuring_plt.versions import versions
@@ -20,7 +21,6 @@ from measuring_plt.versions import versions
 from ..report import Section, write
 from ..setting import device_name
 from .bandwidth import READ, reader
-from .product_names import PRODUCTS
 from .products import BYTES, MAKERS
 
 TOGETHER = 2**27  # bytes of the weights that take turns: caches hold only a part of them

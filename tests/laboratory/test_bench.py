@@ -13,12 +13,12 @@ import torch
 from command_plt.main import main
 from laboratory.costs.cache_bytes import measured, theory
 from laboratory.costs.decode import measure_decoding
-from laboratory.costs.filled_cache import fill, new_cache
 from laboratory.costs.peak_memory import PHASES
 from laboratory.costs.train import training_step
 from laboratory.plots import plot_loops_and_bound, plot_prefill
 from laboratory.report import Section, cell, records, write
 from laboratory.timing import measure_rows
+from measuring_plt.filled_cache import fill, new_cache
 from measuring_plt.greedy import TOKENS, greedy_steps
 from measuring_plt.models import Setup, SharedWeights, empty_model, random_ids, row_config
 from measuring_plt.rows import LOOPED_ROWS, PLAIN, ROWS

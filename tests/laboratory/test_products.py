@@ -12,9 +12,9 @@ import torch
 from command_plt.main import main
 from laboratory.costs import product_times
 from laboratory.costs.bandwidth import READ
-from laboratory.costs.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 from laboratory.costs.product_times import READING, TOGETHER, measure_count, measure_products
 from laboratory.costs.products import BYTES, MAKERS
+from measuring_plt.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 
 HAS_ONNXRUNTIME = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 # int8 rounds weights and rows to a 127th of the greatest; float16 weights are rounded to 11 bits
