@@ -13,8 +13,8 @@ from pathlib import Path
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from training_plt.texts import TextArguments, load_texts
-from training_plt.tokenizer import load_tokenizer, train_tokenizer
+from training_plt.data.texts import TextArguments, load_texts
+from training_plt.data.tokenizer import load_tokenizer, train_tokenizer
 
 LENGTH = 128  # tokens a row
 NUM_HELD_OUT = 12  # texts

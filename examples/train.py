@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
 from modeling_plt import PLTForCausalLM
-from training_plt.decay import SpareGatesAndScales
-from training_plt.presets import PRESETS
+from training_plt.pretrain.presets import PRESETS
+from training_plt.trainer.decay import SpareGatesAndScales
 
 
 class PLTTrainer(SpareGatesAndScales, Trainer):

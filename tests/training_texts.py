@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from training_plt.tokenizer import train_tokenizer
+from training_plt.data.tokenizer import train_tokenizer
 
 SIZES = {
     "hidden_size": 32,

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""A folder for each training command; `data`, `trainer` and `command` are what they share."""

@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from measuring_plt.models import Setup, plain_bytes, row_config
 from measuring_plt.rows import ROWS, Row
-from training_plt.presets import PRESETS
+from training_plt.pretrain.presets import PRESETS
 
 from ..plots import plot_fit
 from ..report import Section, write

@@ -19,8 +19,9 @@ import torch
 
 from conversion_plt.convert import Request, convert
 from conversion_plt.to_plt import PLTStart
-from training_plt import heal, pretrain
-from training_plt.controls import CONTROLS_FILE, WORDS
+from training_plt.heal import __main__ as heal
+from training_plt.heal.controls import CONTROLS_FILE, WORDS
+from training_plt.pretrain import __main__ as pretrain
 
 from ..tasks.harness.machine import commit, machine
 from .report import write_report

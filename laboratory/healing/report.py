@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from training_plt.controls import WORDS
+from training_plt.heal.controls import WORDS
 
 from ..differences import LINK, write_differences
 from ..report import markdown

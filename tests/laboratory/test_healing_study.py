@@ -10,7 +10,7 @@ from laboratory.healing import __main__ as healing_study
 from laboratory.healing import trainings as healing_trainings
 from laboratory.healing.report import write_report
 from laboratory.healing.trainings import LOOP, TRAININGS, Training
-from training_plt.controls import WORDS
+from training_plt.heal.controls import WORDS
 
 pytestmark = pytest.mark.slow
 TINY = (

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from tiny import randomize
 from transformers import Trainer
 
-from training_plt import pretrain
+from training_plt.pretrain import __main__ as pretrain
 
 create_accelerator, prepare = Trainer.create_accelerator_and_postprocess, pretrain.prepare
 
@@ -41,4 +41,4 @@ if __name__ == "__main__":
     for module, flags in json.loads(Path(sys.argv[1]).read_text()):
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_USE_FSDP", None)
-        importlib.import_module(f"training_plt.{module}").main(flags)
+        importlib.import_module(f"training_plt.{module}.__main__").main(flags)

@@ -25,4 +25,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ["RANK"] == "1":
         spoil(setattr, forward=3)
-    importlib.import_module(f"training_plt.{sys.argv[1]}").main(sys.argv[2:])
+    importlib.import_module(f"training_plt.{sys.argv[1]}.__main__").main(sys.argv[2:])

@@ -6,11 +6,11 @@ from peft import LoraConfig, get_peft_model
 from tiny import ABLATION_ROWS, tiny_model
 from transformers import Trainer, TrainingArguments
 
-from training_plt.decay import SpareGatesAndScales, decaying_names
-from training_plt.finetune import ChatTrainer
-from training_plt.heal import HealingTrainer
-from training_plt.muon import MuonAndAdamW
-from training_plt.pretrain import PretrainingTrainer
+from training_plt.finetune.__main__ import ChatTrainer
+from training_plt.heal.__main__ import HealingTrainer
+from training_plt.pretrain.__main__ import PretrainingTrainer
+from training_plt.pretrain.muon import MuonAndAdamW
+from training_plt.trainer.decay import SpareGatesAndScales, decaying_names
 
 VARIANTS = [
     *({"num_loops": 3, **row} for row in ABLATION_ROWS.values()),

@@ -11,9 +11,9 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_plt import PLTForCausalLM
-from training_plt.diagnose import main, reading
-from training_plt.diagnostics import choose_loops, diagnose
-from training_plt.plot_diagnostics import plot_gates
+from training_plt.diagnose.__main__ import main, reading
+from training_plt.diagnose.diagnostics import choose_loops, diagnose
+from training_plt.diagnose.plots import plot_gates
 
 SEQUENCES = [tiny_ids(1, length, seed=length)[0] for length in (9, 5, 1)]
 KEYS = {"step_size", "update_cosine", "effective_rank", "offset_cost", "refinement_gain", "mean_gate", "loss"}
@@ -197,7 +197,7 @@ def test_models_of_other_packages_are_refused(refused, tmp_path):
 
 
 def test_a_loop_that_other_layers_follow_is_refused(refused, monkeypatch):
-    monkeypatch.setattr("training_plt.diagnose.load_config", lambda _: Cut(num_hidden_layers=5))
+    monkeypatch.setattr("training_plt.diagnose.__main__.load_config", lambda _: Cut(num_hidden_layers=5))
     assert "with layers after the loop" in refused()
 
 

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_plt import PLTForCausalLM
-from training_plt import finetune_arguments
-from training_plt.arguments import parse
-from training_plt.finetune import finetune
-from training_plt.finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
+from training_plt.command.arguments import parse
+from training_plt.finetune import arguments as finetune_arguments
+from training_plt.finetune.__main__ import finetune
+from training_plt.finetune.arguments import BaseArguments, ChatArguments, FinetuneArguments
 
 CHATS = [
     [{"role": "user", "content": f"def f{number}"}, {"role": "assistant", "content": "(text, width):"}]
@@ -257,7 +257,7 @@ def test_arguments_that_cannot_work_are_refused(refusal, flags, message, monkeyp
 
 
 def test_what_needs_no_chats_is_refused_before_they_are_read(refusal, monkeypatch):
-    monkeypatch.setattr("training_plt.finetune.load_messages", None)
+    monkeypatch.setattr("training_plt.finetune.__main__.load_messages", None)
     assert "`--report_to` must be trackers that are installed, got clearml." in refusal("--report_to", "clearml")
     assert "needs a GPU" in refusal("--attn_implementation", "flex_attention")
     assert "`--learning_rate` must be a number of at least 0, got -1.0." in refusal("--learning_rate", "-1")

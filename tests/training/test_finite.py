@@ -12,8 +12,10 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
-from training_plt import finetune, heal, pretrain
-from training_plt.finite import NotFinite, StopAtNonFinite
+from training_plt.finetune import __main__ as finetune
+from training_plt.heal import __main__ as heal
+from training_plt.pretrain import __main__ as pretrain
+from training_plt.trainer.finite import NotFinite, StopAtNonFinite
 
 WORKER = Path(__file__).with_name("spoiled_worker.py")
 CHATS = [[{"role": "user", "content": f"f{n}"}, {"role": "assistant", "content": "(text)"}] for n in range(24)]

@@ -14,9 +14,9 @@ from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 from command_plt.main import main as plt
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
-from training_plt import heal
-from training_plt.controls import WORDS
-from training_plt.distillation import DistillationArguments, add_teacher
+from training_plt.heal import __main__ as heal
+from training_plt.heal.controls import WORDS
+from training_plt.heal.distillation import DistillationArguments, add_teacher
 
 LOOP = {"num_loops": 2, "loop_shift": False, "loop_attention": "own", "embedding_scale": 0.0, "hidden_scale": 1.0}
 LOAD = """

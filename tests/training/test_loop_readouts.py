@@ -8,10 +8,10 @@ from three_stages import NUM_BEFORE, three_stages
 from tiny import tiny_ids, tiny_model
 from transformers import Trainer, TrainingArguments
 
-from training_plt.controls import control_losses
-from training_plt.diagnostics import diagnose
-from training_plt.loop_readouts import EvaluatesLoops
-from training_plt.packing import NO_LABEL
+from training_plt.data.packing import NO_LABEL
+from training_plt.diagnose.diagnostics import diagnose
+from training_plt.heal.controls import control_losses
+from training_plt.trainer.loop_readouts import EvaluatesLoops
 
 
 class LoopTrainer(EvaluatesLoops, Trainer):

@@ -5,7 +5,7 @@ import torch
 from three_stages import three_stages
 from tiny import tiny_ids, tiny_model
 
-from training_plt.losses import add_earlier_loops
+from training_plt.trainer.losses import add_earlier_loops
 
 WEIGHT = 0.3
 

@@ -8,8 +8,8 @@ from training_texts import byte_tokenizer
 from transformers import DataCollatorForLanguageModeling
 
 from modeling_plt import PLTForCausalLM
-from training_plt.new_model import ModelArguments, build_config
-from training_plt.presets import PRESETS
+from training_plt.pretrain.new_model import ModelArguments, build_config
+from training_plt.pretrain.presets import PRESETS
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny import tiny_model
 from training_texts import TEXTS, byte_tokenizer
 
-from training_plt.packing import NO_LABEL, PackingCollator, pack
+from training_plt.data.packing import NO_LABEL, PackingCollator, pack
 
 BLOCK = 49  # the longest text is longer, two of the others fit together
 

@@ -14,13 +14,13 @@ from tiny import randomize
 from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
 
 from modeling_plt import PLTForCausalLM
-from training_plt import pretrain
-from training_plt.arguments import parse
-from training_plt.checks import refuse_unwritable, refuse_what_cannot_run
-from training_plt.new_model import ModelArguments
-from training_plt.resume import SETTINGS_FILE, refuse_other_settings
-from training_plt.texts import TextArguments
-from training_plt.trainer_arguments import PretrainingArguments
+from training_plt.command.arguments import parse
+from training_plt.command.checks import refuse_unwritable, refuse_what_cannot_run
+from training_plt.data.texts import TextArguments
+from training_plt.pretrain import __main__ as pretrain
+from training_plt.pretrain.new_model import ModelArguments
+from training_plt.trainer.arguments import PretrainingArguments
+from training_plt.trainer.resume import SETTINGS_FILE, refuse_other_settings
 
 LOAD = """
 import sys

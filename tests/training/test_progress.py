@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from tiny import tiny_ids, tiny_model
 from transformers import TrainerState
 
-from training_plt import progress
-from training_plt.cards import write_card
-from training_plt.progress import Speed, measure_peak, operations_per_token, plot_losses
+from training_plt.command.cards import write_card
+from training_plt.trainer import progress
+from training_plt.trainer.progress import Speed, measure_peak, operations_per_token, plot_losses
 
 
 @pytest.mark.parametrize("num_loops", [1, 3])

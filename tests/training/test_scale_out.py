@@ -9,7 +9,7 @@ from tiny import randomize
 from training_texts import SIZES, as_flags, write_texts
 
 from modeling_plt import PLTForCausalLM
-from training_plt import pretrain
+from training_plt.pretrain import __main__ as pretrain
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from training_texts import SIZES, as_flags, chat_tokenizer, write_texts
 from command_plt.main import main as plt
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
-from training_plt import finetune, heal
+from training_plt.finetune import __main__ as finetune
+from training_plt.heal import __main__ as heal
 
 pytestmark = pytest.mark.slow
 KINDS = ("copies", "sharded")

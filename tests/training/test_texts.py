@@ -6,7 +6,7 @@ import datasets
 import pytest
 from datasets import Dataset, IterableDataset
 
-from training_plt.texts import TextArguments, load_texts, standard_library
+from training_plt.data.texts import TextArguments, load_texts, standard_library
 
 DOCUMENTS = [f"number {number}\n\n  and its square {number**2}\n" for number in range(6)]
 

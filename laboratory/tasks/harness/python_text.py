@@ -21,7 +21,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from training_plt.texts import python_files
+from training_plt.data.texts import python_files
 
 PINNED = Path(__file__).with_suffix(".json")
 FETCHED = Path("runs/text")  # where releases are put that are not installed

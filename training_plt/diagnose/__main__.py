@@ -5,7 +5,7 @@
     python -m training_plt.diagnose --model MODEL --text held_out.txt --output DIR --dtype bfloat16 --max_sequences 64
 
 `MODEL` is a PLT, a vanilla loop, a plain decoder or anything between them, as a folder or hub id of this package.
-`training_plt.diagnostics` defines what is measured.
+`training_plt.diagnose.diagnostics` defines what is measured.
 """
 
 import json
@@ -24,10 +24,10 @@ from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 from modeling_plt.refusals_plt import refuse_states_before_others
 
-from .arguments import parse, refusing
+from ..command.arguments import parse, refusing
+from ..command.saved import load_config, load_tokenizer_of
 from .diagnostics import choose_loops, diagnose
-from .plot_diagnostics import plot_gates, plot_loops
-from .saved import load_config, load_tokenizer_of
+from .plots import plot_gates, plot_loops
 
 COLUMNS = ["loss", "refinement_gain", "effective_rank", "step_size", "update_cosine", "offset_cost"]
 

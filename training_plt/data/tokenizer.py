@@ -7,7 +7,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .saved import first_line
+from ..command.saved import first_line
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

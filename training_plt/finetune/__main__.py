@@ -26,18 +26,18 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 from conversion_plt.card import origin_of
 from modeling_plt import PLTForCausalLM
 
-from .arguments import parse, refusing
-from .cards import write_card
-from .checks import refuse_what_cannot_run
-from .decay import SpareGatesAndScales
-from .finetune_arguments import BaseArguments, ChatArguments, FinetuneArguments
-from .finite import StopAtNonFinite, stopping
-from .loop_readouts import EvaluatesLoops
-from .messages import load_messages
-from .progress import LossPlot, SampleText, Speed
-from .resume import KeepSettings, entries_of_a_step, find_checkpoint, optimization, refuse_other_settings
-from .save_whole import save_whole
-from .saved import load_config, load_tokenizer_of
+from ..command.arguments import parse, refusing
+from ..command.cards import write_card
+from ..command.checks import refuse_what_cannot_run
+from ..command.saved import load_config, load_tokenizer_of
+from ..trainer.decay import SpareGatesAndScales
+from ..trainer.finite import StopAtNonFinite, stopping
+from ..trainer.loop_readouts import EvaluatesLoops
+from ..trainer.progress import LossPlot, SampleText, Speed
+from ..trainer.resume import KeepSettings, entries_of_a_step, find_checkpoint, optimization, refuse_other_settings
+from ..trainer.save_whole import save_whole
+from .arguments import BaseArguments, ChatArguments, FinetuneArguments
+from .chats import load_messages
 
 HELD_OUT = "held-out loss, nats per token"
 LOAD_ADAPTER = """\

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from modeling_plt import PLTForCausalLM
 from modeling_plt.refusals_plt import refuse_states_before_others
 
-from .packing import NO_LABEL
+from ..data.packing import NO_LABEL
 
 SCALES = ("embedding_scale", "hidden_scale")
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from configuration_plt import PLTConfig
 
-from .packing import PackingCollator, pack
-from .progress import operations_per_token
-from .resume import entries_of_a_step, optimization
-from .texts import TextArguments
+from ..data.packing import PackingCollator, pack
+from ..data.texts import TextArguments
+from ..trainer.progress import operations_per_token
+from ..trainer.resume import entries_of_a_step, optimization
 
 TextPair = tuple[Dataset | IterableDataset, Dataset]
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from modeling_plt import PLTForCausalLM
 
-from .losses import is_wanted
-from .packing import NO_LABEL
+from ..data.packing import NO_LABEL
+from ..trainer.losses import is_wanted
 
 
 @dataclass

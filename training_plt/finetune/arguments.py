@@ -8,8 +8,8 @@ import torch
 from transformers.utils import is_bitsandbytes_available, is_torch_bf16_gpu_available
 from trl import ModelConfig, SFTConfig
 
-from .finite import refuse_filter
-from .trainer_arguments import refuse_rate, refuse_reentrant
+from ..trainer.arguments import refuse_rate, refuse_reentrant
+from ..trainer.finite import refuse_filter
 
 
 @dataclass

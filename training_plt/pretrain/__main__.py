@@ -22,23 +22,23 @@ from configuration_plt import PLTConfig
 from conversion_plt.card import origin_of
 from modeling_plt import PLTForCausalLM
 
-from .arguments import parse, refusing
-from .cards import write_card
-from .checks import refuse_long_blocks, refuse_what_cannot_run
-from .decay import SpareGatesAndScales, decaying_names
-from .finite import StopAtNonFinite, stopping
-from .loop_readouts import EvaluatesLoops
-from .losses import add_earlier_loops, refuse_weight
+from ..command.arguments import parse, refusing
+from ..command.cards import write_card
+from ..command.checks import refuse_long_blocks, refuse_what_cannot_run
+from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
+from ..command.saved import load_config, load_to_train, load_tokenizer_of
+from ..data.texts import TextArguments, load_texts
+from ..data.tokenizer import load_tokenizer, train_tokenizer
+from ..trainer.arguments import PretrainingArguments
+from ..trainer.decay import SpareGatesAndScales, decaying_names
+from ..trainer.finite import StopAtNonFinite, stopping
+from ..trainer.loop_readouts import EvaluatesLoops
+from ..trainer.losses import add_earlier_loops, refuse_weight
+from ..trainer.progress import LossPlot, SampleText, Speed
+from ..trainer.resume import KeepSettings, find_checkpoint, refuse_other_settings
+from ..trainer.save_whole import save_whole
 from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config
-from .progress import LossPlot, SampleText, Speed
-from .resume import KeepSettings, find_checkpoint, refuse_other_settings
-from .runs import data_of, facts_of, fixed_settings, last_evaluation
-from .save_whole import save_whole
-from .saved import load_config, load_to_train, load_tokenizer_of
-from .texts import TextArguments, load_texts
-from .tokenizer import load_tokenizer, train_tokenizer
-from .trainer_arguments import PretrainingArguments
 
 
 class PretrainingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
