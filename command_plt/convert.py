@@ -71,7 +71,7 @@ def convert(
     """
     from conversion_plt.convert import Request
     from conversion_plt.convert import convert as run
-    from conversion_plt.to_plt import PLTStart
+    from conversion_plt.plan.to_plt import PLTStart
 
     start = {
         "sliding_window": window,

@@ -12,23 +12,23 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_plt import PLTForCausalLM
 
-from .belongings import copy_belongings
-from .card import write_card
-from .checkpoint import Checkpoint, open_checkpoint
-from .expected import read_expected
-from .generation import check_generation
-from .hub import find_folder
-from .measure import measure, read_text
+from .checks.distance import measure, read_text
+from .checks.expected_logits import read_expected
+from .checks.verify import verify_files, verify_logits
 from .messages import bytes_of
-from .pickled import has_only_pickles, unpickle
-from .place import check_apart, check_place, leftovers
-from .plan import Plan, make_plan, untie_own_head
+from .plan.plan import Plan, make_plan, untie_own_head
+from .plan.to_plt import PLTStart, switch_on
+from .reading.checkpoint import Checkpoint, open_checkpoint
+from .reading.generation_config import check_generation
+from .reading.hub import find_folder
+from .reading.pickle_weights import has_only_pickles, unpickle
 from .sources import find_source
-from .staging import staged
-from .to_plt import PLTStart, switch_on
-from .tokenizer import write_tokenizer
-from .verify import verify_files, verify_logits
-from .write import write_weights
+from .target.card import write_card
+from .target.copied_files import copy_belongings
+from .target.place import check_apart, check_place, leftovers
+from .target.staging import staged
+from .target.write_weights import write_weights
+from .tokenizers.tokenizer import write_tokenizer
 
 
 @dataclass(frozen=True)

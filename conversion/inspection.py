@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .checkpoint import open_checkpoint, read_json
-from .hub import find_folder
 from .messages import bytes_of
-from .pickled import has_only_pickles
-from .plan import make_config, make_plan
+from .plan.plan import make_config, make_plan
+from .reading.checkpoint import open_checkpoint, read_json
+from .reading.hub import find_folder
+from .reading.pickle_weights import has_only_pickles
 from .sources import find_source
 
 

@@ -12,10 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 from transformers.core_model_loading import WeightConverter
 
-from .fields import Fields
-from .known import HARMLESS
-from .rope import check_rope
-from .sizes import check_counts
+from .plan.shapes import check_counts
+from .reading.fields import Fields
+from .reading.meaningless_fields import HARMLESS
+from .reading.rope import check_rope
 
 LEGACY_ROPE = ("rope_theta", "rope_scaling")  # today in `rope_parameters`
 PLAIN_DECODER = "a plain decoder, or a vanilla loop with `--loops`"  # what several sources become

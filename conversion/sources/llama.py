@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..fields import Fields, bias_fields, llama_fields
+from ..reading.fields import Fields, bias_fields, llama_fields
 from ..source import PLAIN_DECODER, Source
 
 

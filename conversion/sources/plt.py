@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 
 from configuration_plt import PLTConfig
 
-from ..fields import Fields, activation
-from ..rope import check_rope
+from ..reading.fields import Fields, activation
+from ..reading.rope import check_rope
 from ..source import Source
 
 

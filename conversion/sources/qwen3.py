@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..fields import Fields, llama_fields, refuse_sliding_window
+from ..reading.fields import Fields, llama_fields, refuse_sliding_window
 from ..source import PLAIN_DECODER, Source
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from conversion_plt.convert import Request, convert
-from conversion_plt.to_plt import PLTStart
+from conversion_plt.plan.to_plt import PLTStart
 from training_plt.heal import __main__ as heal
 from training_plt.heal.controls import CONTROLS_FILE, WORDS
 from training_plt.pretrain import __main__ as pretrain

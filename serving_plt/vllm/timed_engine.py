@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from configuration_plt import PLTConfig
-from conversion_plt.plan import expected_shapes
+from conversion_plt.plan.plan import expected_shapes
 from measuring_plt.rows import LOOPED_ROWS, PLT
 
 ROWS: dict[str, dict[str, Any]] = {  # fields of PLTConfig

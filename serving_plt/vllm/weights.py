@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from conversion_plt.plan import expected_shapes
+from conversion_plt.plan.plan import expected_shapes
 
 from .configs import ServedConfig
 

@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import conversion_plt.convert
-import conversion_plt.hub
+import conversion_plt.reading.hub
 import modeling_plt
-from conversion_plt.checkpoint import open_checkpoint
+from conversion_plt.reading.checkpoint import open_checkpoint
 from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 from modeling_plt.attention_plt import PLTAttention
@@ -319,7 +319,7 @@ def test_of_a_hub_id_only_data_is_downloaded(tmp_path, capsys, monkeypatch):
         wanted.update(repository=repository, revision=revision, allowed=allow_patterns, ignored=ignore_patterns)
         return str(DATA / "ouro")
 
-    monkeypatch.setattr(conversion_plt.hub, "snapshot_download", download)
+    monkeypatch.setattr(conversion_plt.reading.hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     plt_convert("ByteDance/Ouro-1.4B", tmp_path / "target", "--revision", "main")
     assert (wanted["repository"], wanted["revision"], wanted["ignored"]) == ("ByteDance/Ouro-1.4B", "main", ["*.py"])

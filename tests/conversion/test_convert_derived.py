@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, WeightConverter
 
 import conversion_plt.convert
-from conversion_plt.checkpoint import open_checkpoint
+from conversion_plt.reading.checkpoint import open_checkpoint
 from conversion_plt.sources.llama import SOURCE as LLAMA
 from modeling_plt import PLTForCausalLM
 

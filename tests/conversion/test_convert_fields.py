@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
 from configuration_plt import PLTConfig
-from conversion_plt.kinds import KINDS, is_kind
+from conversion_plt.reading.kinds_of_values import KINDS, is_kind
 from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
 

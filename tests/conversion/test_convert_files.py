@@ -13,9 +13,9 @@ from tokenizer_folders import write_files
 
 import conversion_plt.convert
 from conversion_plt.messages import bytes_of, named, one_line, shown, some
-from conversion_plt.pickled import read_pickle
-from conversion_plt.tokenizer import write_tokenizer
-from conversion_plt.vocabulary import check_vocabulary
+from conversion_plt.reading.pickle_weights import read_pickle
+from conversion_plt.tokenizers.tokenizer import write_tokenizer
+from conversion_plt.tokenizers.vocabulary import check_vocabulary
 from modeling_plt import PLTForCausalLM
 
 NESTED = "[" * 100_000

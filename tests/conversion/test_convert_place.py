@@ -15,9 +15,9 @@ from converting import DATA, plt_convert, refused, signalled, snapshot, write_do
 from safetensors import safe_open
 
 import conversion_plt.convert
-import conversion_plt.staging
-from conversion_plt.held_signals import HeldSignals
-from conversion_plt.staging import staged
+import conversion_plt.target.staging
+from conversion_plt.target.held_signals import HeldSignals
+from conversion_plt.target.staging import staged
 
 SOURCE = DATA / "nanbeige"
 
@@ -181,7 +181,7 @@ def test_the_old_target_is_put_back_if_the_exchange_is_interrupted(tmp_path, mon
             raise error
         replace(*paths)
 
-    monkeypatch.setattr(conversion_plt.staging.os, "replace", interrupted)
+    monkeypatch.setattr(conversion_plt.target.staging.os, "replace", interrupted)
     with pytest.raises(BaseException) as raised, staged(tmp_path / "target", overwrite=True) as new:
         (new / "new").touch()
     assert raised.value is error or raised.type is error
@@ -199,7 +199,7 @@ def test_an_old_target_that_cannot_be_put_back_is_left_and_named(tmp_path, monke
             write_documents(tmp_path / "target")  # between the two renames
         replace(source, target)
 
-    monkeypatch.setattr(conversion_plt.staging.os, "replace", taken)
+    monkeypatch.setattr(conversion_plt.target.staging.os, "replace", taken)
     with pytest.raises(OSError, match=r"could not be put back, it is now .*/old"):  # noqa: SIM117, the order matters
         with staged(tmp_path / "target", overwrite=True):
             pass
@@ -211,14 +211,14 @@ def test_an_old_target_that_cannot_be_put_back_is_left_and_named(tmp_path, monke
 def test_signals_wait_for_the_exchange_and_the_clean_up(tmp_path, monkeypatch):
     write_plt(tmp_path / "target")
     for name in ("exchange", "clean_up"):
-        work = getattr(conversion_plt.staging, name)
+        work = getattr(conversion_plt.target.staging, name)
 
         def signalled(*arguments, work=work):
             signal.raise_signal(signal.SIGINT)
             work(*arguments)
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(conversion_plt.staging, name, signalled)
+        monkeypatch.setattr(conversion_plt.target.staging, name, signalled)
     with pytest.raises(KeyboardInterrupt), staged(tmp_path / "target", overwrite=True) as new:
         (new / "new").touch()
     assert snapshot(tmp_path) == {"target": False, "target/new": b""}

@@ -17,7 +17,7 @@ from tokenizer_folders import (
 )
 from transformers import TokenizersBackend
 
-from conversion_plt.tokenizer import write_tokenizer
+from conversion_plt.tokenizers.tokenizer import write_tokenizer
 
 
 def edited(data, edit):

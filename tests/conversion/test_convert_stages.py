@@ -6,8 +6,8 @@ import pytest
 from three_stages import three_stages
 from tiny import tiny_ids, tiny_model
 
-from conversion_plt.card import describe
-from conversion_plt.verify import progress
+from conversion_plt.checks.verify import progress
+from conversion_plt.target.card import describe
 
 MODELS = {
     "looped": lambda: tiny_model(num_loops=3),

@@ -10,7 +10,7 @@ from tokenizer_folders import NAMED, OWN_CLASS, TEXTS, content, library_of, load
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
-from conversion_plt.tokenizer import write_tokenizer
+from conversion_plt.tokenizers.tokenizer import write_tokenizer
 
 TEMPLATE = "{% for m in messages %}<|im|>{{ m.role }}\n{{ m['content'] }}{% endfor %}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from conversion_plt.card import LOAD_MODEL, TAGS
+from conversion_plt.target.card import LOAD_MODEL, TAGS
 
 TEXT = """\
 # {title}

@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-from conversion_plt.card import origin_of
+from conversion_plt.target.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from ..command.arguments import parse, refusing

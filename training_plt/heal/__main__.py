@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from configuration_plt import PLTConfig
-from conversion_plt.card import origin_of
+from conversion_plt.target.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from ..command.arguments import parse, refusing

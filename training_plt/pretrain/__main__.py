@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from configuration_plt import PLTConfig
-from conversion_plt.card import origin_of
+from conversion_plt.target.card import origin_of
 from modeling_plt import PLTForCausalLM
 
 from ..command.arguments import parse, refusing

@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from .belongings import home
-from .checkpoint import read_json
-from .messages import named, shown
-from .place import follow
+from ..messages import named, shown
+from ..reading.checkpoint import read_json
+from ..target.copied_files import home
+from ..target.place import follow
 from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
 from .vocabulary import check_vocabulary
 

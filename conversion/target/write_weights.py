@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .checkpoint import DTYPES, StoredTensor, read_header, shard_name, write_index
-from .derived import Derivation
-from .plan import Plan
+from ..plan.computed import Derivation
+from ..plan.plan import Plan
+from ..reading.checkpoint import DTYPES, StoredTensor, read_header, shard_name, write_index
 
 CHUNK = 1 << 18  # bytes read at once: as fast as a plain copy; from 1 MB on, allocations make it four times slower
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

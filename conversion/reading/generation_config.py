@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from ..messages import shown
 from .checkpoint import read_json
-from .kinds import KINDS, is_kind
-from .messages import shown
+from .kinds_of_values import KINDS, is_kind
 
 FILE = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
-from .kinds import KINDS, Kind, equals, is_kind
-from .known import DEFAULTS, HARMLESS
-from .messages import named, shown
+from ..messages import named, shown
+from .kinds_of_values import KINDS, Kind, equals, is_kind
+from .meaningless_fields import DEFAULTS, HARMLESS
 from .rope import check_rope
 
 REQUIRED = object()

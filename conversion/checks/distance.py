@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from .checkpoint import Checkpoint
-from .plan import Plan
+from ..plan.plan import Plan
+from ..reading.checkpoint import Checkpoint
 from .verify import plt_logits
 
 NUM_ROWS, LENGTH = 2, 256  # of the tokens that are measured

@@ -5,9 +5,9 @@ import os
 import re
 from pathlib import Path
 
-from .belongings import LICENSES
-from .checkpoint import read_json
-from .messages import some
+from ..messages import some
+from ..reading.checkpoint import read_json
+from .copied_files import LICENSES
 
 
 def check_place(target: Path, overwrite: bool) -> None:

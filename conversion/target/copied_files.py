@@ -4,8 +4,8 @@
 import shutil
 from pathlib import Path
 
-from .generation import FILE
-from .messages import bytes_of
+from ..messages import bytes_of
+from ..reading.generation_config import FILE
 
 LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 LARGEST_LICENSE = 10_000_000  # bytes

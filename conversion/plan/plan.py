@@ -13,13 +13,13 @@ from torch import Tensor
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-from .checkpoint import DTYPES, Checkpoint, StoredTensor
-from .derived import Derivation, find_derivations
-from .fields import VANILLA_LOOP
-from .messages import named, some
-from .rope import check_rotary
-from .sizes import check_counts, check_shapes, check_sizes
-from .source import Source
+from ..messages import named, some
+from ..reading.checkpoint import DTYPES, Checkpoint, StoredTensor
+from ..reading.fields import VANILLA_LOOP
+from ..reading.rope import check_rotary
+from ..source import Source
+from .computed import Derivation, find_derivations
+from .shapes import check_counts, check_shapes, check_sizes
 
 OWN_HEAD = "The config ties the head, but the one that is stored differs: it is kept untied, as transformers 5 does."
 

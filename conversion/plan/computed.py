@@ -12,8 +12,8 @@ from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from configuration_plt import PLTConfig
 
-from .checkpoint import DTYPES, StoredTensor
-from .messages import named
+from ..messages import named
+from ..reading.checkpoint import DTYPES, StoredTensor
 
 
 @dataclass(frozen=True)

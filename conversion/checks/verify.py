@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-from .checkpoint import Checkpoint
-from .expected import Expected
-from .messages import named
-from .plan import Plan, expected_shapes
-from .sizes import check_shapes
-from .stream import streamed_model
+from ..messages import named
+from ..plan.plan import Plan, expected_shapes
+from ..plan.shapes import check_shapes
+from ..reading.checkpoint import Checkpoint
+from .expected_logits import Expected
+from .streamed_model import streamed_model
 
 TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-5
 PART = 1 << 20  # values looked at together

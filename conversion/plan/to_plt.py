@@ -10,7 +10,7 @@ from torch import Tensor
 from configuration_plt import PLTConfig
 
 from .plan import Plan, expected_shapes, make_config
-from .sizes import check_shapes
+from .shapes import check_shapes
 
 EXACT_GATE = (
     0.999999  # leaves the window a weight of 1e-6: too small to change logits by 1e-4, large enough for a gradient

@@ -7,8 +7,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from configuration_plt import PLTConfig
 
-from .kinds import KINDS, is_kind
-from .messages import shown, some
+from ..messages import shown, some
+from .kinds_of_values import KINDS, is_kind
 
 REQUIRED = {  # by rope type
     "default": (),

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..messages import bytes_of, named, shown
 from .checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
-from .messages import bytes_of, named, shown
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"

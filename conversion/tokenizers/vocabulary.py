@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from .checkpoint import read_json
-from .messages import named, shown
+from ..messages import named, shown
+from ..reading.checkpoint import read_json
 
 SPARE = 1000  # unused ids that are always allowed, for added tokens; further ones up to the number of tokens
 

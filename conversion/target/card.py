@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
-from .messages import one_line
-from .plan import Plan
+from ..messages import one_line
+from ..plan.plan import Plan
 
 TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]
 ORIGIN = ("base_model", "license", "license_name", "license_link")  # fields that go from card to card

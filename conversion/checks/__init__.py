@@ -1,0 +1,1 @@
+"""Checks of a written folder: its tensors, its logits, its distance to the source."""

@@ -1,0 +1,1 @@
+"""What will be written: a config, and where each tensor comes from."""

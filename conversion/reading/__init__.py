@@ -1,0 +1,1 @@
+"""Reading a source: its files, its config, its generation settings."""

@@ -1,0 +1,1 @@
+"""Tokenizers of a source: copied or rebuilt."""
