@@ -48,7 +48,7 @@ demo: $(READY)
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
-	$(BIN)/python -m training_plt.heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
+	$(BIN)/plt heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
 		--max_steps 80 --learning_rate 1e-3 --block_size 128 --per_device_train_batch_size 8 --save_strategy no
 	env -u OMP_NUM_THREADS $(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"

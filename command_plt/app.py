@@ -6,10 +6,10 @@ import typer
 from . import bench
 from .convert import ConvertCommand, convert
 from .inspect import inspect
-from .transformers import transformers
+from .programs import PROGRAMS
 
 app = typer.Typer(
-    help="Convert, measure and serve Parallel Loop Transformers (PLT).",
+    help="Train, convert, measure and serve Parallel Loop Transformers (PLT).",
     epilog="Next: `plt COMMAND --help`, or `plt inspect SOURCE` with a folder or a hub id.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,7 +19,5 @@ app = typer.Typer(
 app.command()(inspect)
 app.command(cls=ConvertCommand)(convert)
 app.add_typer(bench.app, name="bench")
-# what transformers' own command understands is not looked at here, `--help` included
-app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    transformers
-)
+for name, program in PROGRAMS.items():
+    app.command(name, help=program.help)(program.start)  # listed here; `main` starts them

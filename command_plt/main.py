@@ -8,10 +8,18 @@ from types import FrameType
 
 from conversion_plt.messages import one_line
 
+from .programs import PROGRAMS
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command line; what the user can act on ends with one sentence, a mistake of ours with a traceback."""
+    """Run a command line; what the user can act on ends with one sentence, a mistake of ours with a traceback.
+
+    A program ends as it does by itself: an error in the middle of a training shows where it came from.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in PROGRAMS:
+        PROGRAMS[arguments[0]].start(arguments[1:])
+        return
     came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

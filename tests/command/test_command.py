@@ -1,5 +1,6 @@
 """The command `plt`: its help is fast, its refusals are one sentence with the next step, and it hides no failure."""
 
+import importlib
 import os
 import shlex
 import signal
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import conversion_plt.inspection
+from command_plt import programs
 from command_plt.main import main
+from command_plt.programs import PROGRAMS
 
-COMMANDS = ("convert", "inspect", "bench", "transformers")
+COMMANDS = ("convert", "inspect", "bench", *PROGRAMS)
+TRAININGS = ("pretrain", "heal", "finetune", "diagnose")
 BENCHMARKS = ("memory", "decode", "loops", "prefill", "train", "masks", "all", "fit", "products", "convert", "compare")
 
 
@@ -145,17 +149,67 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     assert status == 1 and "pandas" in message and message.endswith("Install the extra `bench`.")
 
 
-def test_transformers_gets_every_argument_and_knows_plt():
+def test_the_programs_are_these():
+    assert list(PROGRAMS) == [*TRAININGS, "eval", "transformers"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_gets_every_argument_as_it_is(monkeypatch, name):
+    started = []
+    module = importlib.import_module(PROGRAMS[name].module)
+    monkeypatch.setattr(module, "main", started.append)
+    main([name, "FOLDER", "--help", "--x_y", "--", "-q", "a b"])
+    assert started == [["FOLDER", "--help", "--x_y", "--", "-q", "a b"]]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_help_of_a_training_is_its_own(capsys, name):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    output = capsys.readouterr().out
+    assert not end.value.code and output.startswith(f"usage: plt {name} [-h]") and f"\n    plt {name} --" in output
+
+
+def test_an_error_in_the_middle_of_a_program_keeps_its_traceback(monkeypatch):
+    module = importlib.import_module(PROGRAMS["heal"].module)
+    monkeypatch.setattr(module, "main", raiser(ValueError("of a library")))
+    with pytest.raises(ValueError, match="of a library"):
+        main(["heal"])
+
+
+def test_a_missing_extra_of_a_program_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
+    monkeypatch.setattr(programs, "is_installed", lambda name: name not in ("trl", "seaborn"))
+    message = "plt: seaborn, trl must be installed: `pip install 'parallel-loop-transformer[train]'`."
+    assert ended(capsys, "heal --help") == (1, message)
+    monkeypatch.undo()
+    assert [program.missing() for program in PROGRAMS.values()] == [[]] * len(PROGRAMS)
+    assert not programs.is_installed("no-such-package")
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "program"),
+    [
+        ("transformers serve FOLDER --help", "transformers.cli.transformers", "main"),
+        ("eval --model hf --help", "lm_eval.__main__", "cli_evaluate"),
+    ],
+)
+def test_other_peoples_programs_see_their_arguments_and_know_plt(line, module, program):
     code = """
-import sys
-import transformers.cli.transformers
+import importlib, sys
+import transformers  # as the module of the command holds it
 from command_plt.main import main
-transformers.cli.transformers.main = lambda: print(sys.argv, transformers.PLTForCausalLM.__name__)
-main(["transformers", "serve", "FOLDER", "--port", "1", "--help"])
+line, module, program = sys.argv[1:]
+def see():
+    config = transformers.AutoConfig.for_model("plt")
+    print(sys.argv, transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__)
+    print(hasattr(transformers, "PLTForCausalLM"))
+setattr(importlib.import_module(module), program, see)
+main(line.split())
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    expected = "['plt transformers', 'serve', 'FOLDER', '--port', '1', '--help'] PLTForCausalLM\n"
-    assert (result.returncode, result.stdout) == (0, expected), result.stderr
+    result = subprocess.run([sys.executable, "-c", code, line, module, program], capture_output=True, text=True)
+    name, *words = line.split()
+    seen = [f"plt {name}", *(["run"] if name == "eval" else []), *words]
+    assert result.stdout.splitlines() == [f"{seen} PLTForCausalLM", str(name == "transformers")], result.stderr
 
 
 def test_the_installed_command_runs():

@@ -15,6 +15,7 @@ from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from command_plt.main import main
 from configuration_plt import PLTConfig
 from laboratory import tasks as experiments
 
@@ -103,14 +104,13 @@ SWITCHES = [line for line in LINES if line.startswith("export ")]  # of librarie
 
 def test_every_command_is_of_a_kind_that_is_tested():
     kinds = ("plt", "make", "pip install", "accelerate launch")
-    modules = [f"python -m training_plt.{name}" for name in ("pretrain", "heal", "finetune", "diagnose")]
     # hours, another environment, and what a test of its own calls
     studies = [
         "python -m laboratory.healing",
         "python -m laboratory.costs.pages",
         *of("python -m laboratory.serving"),
     ]
-    assert set(LINES) == {*of(*kinds, *modules, "python -m laboratory.tasks"), *studies, *CHECKS, *SWITCHES}
+    assert set(LINES) == {*of(*kinds, "python -m laboratory.tasks"), *studies, *CHECKS, *SWITCHES}
 
 
 @pytest.mark.parametrize("line", of("python -m laboratory.tasks"))
@@ -118,7 +118,7 @@ def test_experiments_have_these_names(line):
     assert shlex.split(line)[3] in experiments.names()
 
 
-@pytest.mark.parametrize("line", of("python -m training_plt.diagnose", "python -m training_plt.finetune"))
+@pytest.mark.parametrize("line", of("plt diagnose", "plt finetune"))
 def test_models_are_diagnosed_and_fine_tuned(line, folder, monkeypatch):
     """With the chats and the template of the page."""
     monkeypatch.chdir(folder)
@@ -126,8 +126,7 @@ def test_models_are_diagnosed_and_fine_tuned(line, folder, monkeypatch):
     shutil.copy(ROOT / "README.md", folder)
     for language, name in (("json", "chats.jsonl"), ("jinja", "chat.jinja")):
         Path(name).write_text(re.search(rf"```{language}\n(.*?)```", page("docs/finetune.md"), flags=re.DOTALL)[1])
-    _, _, module, *words = shlex.split(line)
-    importlib.import_module(module).main(words)
+    main(shlex.split(line)[1:])
 
 
 class ArgumentsAreRead(Exception):
@@ -135,9 +134,7 @@ class ArgumentsAreRead(Exception):
 
 
 # pretraining takes minutes or many GPUs: here the arguments are read, tests/training/test_pretrain.py trains
-@pytest.mark.parametrize(
-    "line", of("python -m training_plt.pretrain", "python -m training_plt.heal", "accelerate launch")
-)
+@pytest.mark.parametrize("line", of("plt pretrain", "plt heal", "accelerate launch"))
 def test_pretraining_takes_its_arguments(line, tmp_path, monkeypatch):
     from accelerate.commands.launch import launch_command_parser
 
@@ -147,17 +144,17 @@ def test_pretraining_takes_its_arguments(line, tmp_path, monkeypatch):
 
     for name, content in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page("docs/train.md"), flags=re.DOTALL):
         (tmp_path / name).write_text(content)
-    launcher, _, command = line.partition(" -m ")
-    module, *words = shlex.split(command)
-    if launcher != "python":
-        launch_command_parser().parse_args([*shlex.split(launcher)[2:], "-m", module])
-    pretrain = importlib.import_module(module)
-    parse = pretrain.parse
-    monkeypatch.setattr(pretrain, "parse", read)
+    launcher, _, launched = line.partition(" -m training_plt.")
+    if launched:
+        launch_command_parser().parse_args([*shlex.split(launcher)[2:], "-m", "training_plt"])
+    name, *words = shlex.split(launched or line.removeprefix("plt "))
+    module = importlib.import_module(f"training_plt.{name}.__main__")
+    parse = module.parse
+    monkeypatch.setattr(module, "parse", read)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentsAreRead):
-        pretrain.main(words)
+        main([name, *words])
 
 
 def test_the_cost_of_pretraining_is_what_its_code_prints(folder):
@@ -189,8 +186,6 @@ def test_the_memory_of_pretraining_is_what_its_code_prints(folder):
 
 @pytest.mark.parametrize("line", of("plt convert", "plt inspect"))
 def test_conversions_run(line, tmp_path, monkeypatch):
-    from command_plt.main import main
-
     words = shlex.split(line)[1:]
     if len(words) == 1:  # the command's name in a sentence
         words.append("--help")
@@ -205,8 +200,6 @@ def test_conversions_run(line, tmp_path, monkeypatch):
 # measuring takes minutes at the sizes of the pages: here the options are read, tests/benchmarks measures small ones
 @pytest.mark.parametrize("line", of("plt bench"))
 def test_benchmarks_take_their_options(line, monkeypatch):
-    from command_plt.main import main
-
     measured = []
     monkeypatch.setattr("laboratory.costs.measure.measure", lambda *args, **options: measured.append(options))
     monkeypatch.setattr("laboratory.costs.fit.fit", lambda *args: measured.append(args))
@@ -220,6 +213,18 @@ def test_benchmarks_take_their_options(line, monkeypatch):
         assert (words == ["bench"] or "--help" in words) and not measured
     else:
         assert len(measured) == 1
+
+
+# the tasks are on the hub: here the arguments are read, test_examples.py scores a text of the demo
+@pytest.mark.parametrize("line", of("plt eval"))
+def test_evaluations_take_their_arguments(line, monkeypatch):
+    from lm_eval._cli.run import Run
+
+    monkeypatch.setattr("sys.argv", [])  # which the command replaces
+    evaluated = []
+    monkeypatch.setattr(Run, "_execute", staticmethod(evaluated.append))
+    main(shlex.split(line)[1:])
+    assert len(evaluated) == 1
 
 
 # it needs a GPU: here the options are read, tests/gpu_checks makes a dry run
@@ -246,8 +251,6 @@ def test_the_parts_of_the_gpu_page_are_those_of_the_command():
 # a server does not end: here its help is read, tests/tools/test_serving.py talks to it
 @pytest.mark.parametrize("name", sorted({line.split()[2] for line in of("plt transformers")}))
 def test_servers_are_commands(name, monkeypatch, capsys):
-    from command_plt.main import main
-
     monkeypatch.setattr("sys.argv", [])  # which the command replaces
     with pytest.raises(SystemExit) as end:
         main(["transformers", name, "--help"])

@@ -172,14 +172,22 @@ def test_generation_from_a_folder_and_from_nothing(folder):
     assert "5 tokens by modeling_plt" in run(folder, *generate)
 
 
-def test_lm_eval_scores_the_held_out_texts(folder):
+@pytest.mark.parametrize(
+    ("program", "switches", "environment"),
+    [
+        (("lm_eval", "run"), ["--trust_remote_code"], {"PYTHONPATH": ""}),
+        (("command_plt.main", "eval"), [], {}),
+    ],
+    ids=["lm_eval", "plt eval"],
+)
+def test_lm_eval_scores_the_held_out_texts(folder, program, switches, environment):
     model = folder / "runs/demo/plt"
     command = [
-        *("-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "8"),
-        *("--model_args", f"pretrained={model},dtype=float32", "--trust_remote_code"),
+        *("-m", *program, "--model", "hf", "--device", "cpu", "--batch_size", "8"),
+        *("--model_args", f"pretrained={model},dtype=float32", *switches),
         *("--tasks", "held_out", "--include_path", ROOT / "examples/lm_eval"),
     ]
-    output = run(folder / "runs/demo/data", *command, environment={"PYTHONPATH": ""})
+    output = run(folder / "runs/demo/data", *command, environment=environment)
     value = re.search(r"bits_per_byte *\|. *\| *([0-9.]+)", output)
     assert value and 0 < float(value[1]) < 8, output
 

@@ -63,7 +63,7 @@ def run(chat_folder, chats, tmp_path, monkeypatch):
     def run(*arguments, model=chat_folder, dataset=chats):
         fields = {"model": model, "dataset": dataset, "output_dir": tmp_path / "output"} | SETTINGS
         flags = [f"--{name}={value}" for name, value in fields.items()]
-        return finetune(*parse(None, CLASSES, [*flags, *map(str, arguments)]), "the command")
+        return finetune(*parse("plt finetune", None, CLASSES, [*flags, *map(str, arguments)]), "the command")
 
     return run
 

@@ -82,7 +82,7 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
         assert f"| held-out loss, {words} | {controls[name]:.4f} |" in card
     log = json.loads((healed / "trainer_state.json").read_text())["log_history"]
     assert controls["loops"]["loop_1_gate"] == [entry for entry in log if "eval_loss" in entry][-1]["eval_loop_1_gate"]
-    assert f"| teacher | {healed.parent}/source |" in card and "python -m training_plt.heal --model" in card
+    assert f"| teacher | {healed.parent}/source |" in card and "plt heal --model" in card
     saved = json.loads((healed / "config.json").read_text())
     converted = json.loads((healed.parent / "converted/config.json").read_text())
     assert {**saved, "transformers_version": ""} == {**converted, "transformers_version": ""}

@@ -79,7 +79,7 @@ def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole
     assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_plt.py", "loss.png", "README.md"} <= names
     run_in_clean_process(LOAD, whole, cwd=tmp_path)
     card, log = (whole / "README.md").read_text(), history(whole)
-    assert f"python -m training_plt.pretrain --dataset {whole.parent}/texts.jsonl" in card
+    assert f"plt pretrain --dataset {whole.parent}/texts.jsonl" in card
     held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert f"| held-out loss, nats per token | {held_out[-1]:.4f} |" in card
     assert f"| tokens, fill included | {6 * 4 * 32} |" in card
@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(folder, tmp_path, more):
 
 def trainer_of(arguments):
     classes = (ModelArguments, TextArguments, PretrainingArguments)
-    return pretrain.prepare(*parse(None, classes, arguments))[0]
+    return pretrain.prepare(*parse("plt pretrain", None, classes, arguments))[0]
 
 
 @pytest.mark.parametrize("more, decays", [([], False), (["--decay_gates_and_scales"], True)])
@@ -323,7 +323,7 @@ def test_what_needs_no_data_is_refused_before_data_is_read(refusal, monkeypatch,
 
 def test_help_shows_commands_that_can_be_copied(capsys):
     with pytest.raises(SystemExit):
-        parse(pretrain.__doc__, (ModelArguments,), ["--help"])
+        parse("plt pretrain", pretrain.__doc__, (ModelArguments,), ["--help"])
     text = capsys.readouterr().out
     (command,) = re.findall(r"accelerate launch -m (.*?)--output_dir", text, flags=re.DOTALL)
     assert command.count(" \\\n") == 2

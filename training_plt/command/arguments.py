@@ -16,15 +16,18 @@ from transformers import HfArgumentParser
 from conversion_plt.messages import one_line
 
 
-def parse(description: str | None, classes: tuple[type, ...], arguments: list[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    command: str, description: str | None, classes: tuple[type, ...], arguments: list[str] | None = None
+) -> tuple[Any, ...]:
     """One instance of each dataclass; a wrong argument ends the program with one sentence.
 
     Args:
+        command: its name, for `--help`.
         description: of the command, for `--help`.
         classes: dataclasses such as `TrainingArguments`; no two have a field of the same name.
         arguments: flags, after an optional YAML file of fields and values, which flags override; default: `sys.argv`.
     """
-    parser = Parser(classes, description=description, formatter_class=Formatter)
+    parser = Parser(classes, prog=command, description=description, formatter_class=Formatter)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and arguments[0].endswith((".yaml", ".yml")):

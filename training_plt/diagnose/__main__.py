@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say what each loop of a saved model adds on a text, and which loop count that speaks for.
 
-    python -m training_plt.diagnose --model runs/demo/plt --text README.md --output runs/diagnose
-    python -m training_plt.diagnose --model MODEL --text held_out.txt --output DIR --dtype bfloat16 --max_sequences 64
+    plt diagnose --model runs/demo/plt --text README.md --output runs/diagnose
+    plt diagnose --model MODEL --text held_out.txt --output DIR --dtype bfloat16 --max_sequences 64
 
 `MODEL` is a PLT, a vanilla loop, a plain decoder or anything between them, as a folder or hub id of this package.
 `training_plt.diagnose.diagnostics` defines what is measured.
@@ -95,7 +95,7 @@ def describe(args: DiagnoseArguments, config: PLTConfig, sequences: tuple[Tensor
 
 
 def main(arguments: list[str] | None = None) -> None:
-    (args,) = parse(__doc__, (DiagnoseArguments,), arguments)
+    (args,) = parse("plt diagnose", __doc__, (DiagnoseArguments,), arguments)
     with refusing():
         config = load_config(args.model)
         refuse_states_before_others(config)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Fine-tune a saved PLT on chats, all of its weights or an adapter, through TRL's `SFTTrainer`.
 
-    python -m training_plt.finetune --model MODEL --dataset chats.jsonl --output_dir runs/finetune --learning_rate 2e-5
-    accelerate launch -m training_plt.finetune --model MODEL --dataset chats.jsonl --output_dir runs/lora \
+    plt finetune --model MODEL --dataset chats.jsonl --output_dir runs/finetune --learning_rate 2e-5
+    plt finetune --model MODEL --dataset chats.jsonl --output_dir runs/lora \
         --use_peft --merge --learning_rate 2e-4
 
 `MODEL` is a folder or hub id of this package; each line of `chats.jsonl` is `{"messages": [{"role": "user", "content":
@@ -195,8 +195,8 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     with refusing():
-        parsed = parse(__doc__, (ChatArguments, FinetuneArguments, BaseArguments), given)
-    finetune(*parsed, shlex.join(["python", "-m", "training_plt.finetune", *given]))
+        parsed = parse("plt finetune", __doc__, (ChatArguments, FinetuneArguments, BaseArguments), given)
+    finetune(*parsed, shlex.join(["plt", "finetune", *given]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a converted checkpoint until it is as good a PLT as its source was a model.
 
-    python -m training_plt.heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --max_steps 500 \
+    plt heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --max_steps 500 \
         --learning_rate 1e-3 --block_size 128
-    accelerate launch -m training_plt.heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --bf16 \
+    plt heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --bf16 \
         --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 --max_steps 2000
 
 `CONVERTED` is what `plt convert SOURCE CONVERTED --to-plt` writes. `SOURCE` may be anything that transformers loads
@@ -177,12 +177,12 @@ def save(
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     with refusing():
-        heal, texts, training = parse(__doc__, (HealArguments, TextArguments, HealingArguments), given)
+        heal, texts, training = parse("plt heal", __doc__, (HealArguments, TextArguments, HealingArguments), given)
         trainer, checkpoint = prepare(heal, texts, training)
     with stopping():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         controls = control_losses(trainer, last_evaluation(trainer))
-    save(trainer, shlex.join(["python", "-m", "training_plt.heal", *given]), heal, texts, controls)
+    save(trainer, shlex.join(["plt", "heal", *given]), heal, texts, controls)
     if trainer.is_world_process_zero():
         print(", ".join(f"{words} {controls[name]:.4f}" for name, words in WORDS.items()))
         before, after = loss_before(trainer), f"{controls['loss']:.4f}"

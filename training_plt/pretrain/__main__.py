@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a looped model from scratch, or go on with a saved one, on packed texts, with Trainer.
 
-    python -m training_plt.pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
-    accelerate launch -m training_plt.pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
+    plt pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
+    plt pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
         --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 \
         --max_steps 10000 --output_dir runs/plt-1.2b
 
@@ -160,12 +160,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     classes = (ModelArguments, TextArguments, PretrainingArguments)
     with refusing():
-        model, texts, training = parse(__doc__, classes, given)
+        model, texts, training = parse("plt pretrain", __doc__, classes, given)
         trainer, checkpoint = prepare(model, texts, training)
     with stopping():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loss = last_evaluation(trainer)["eval_loss"]
-    save(trainer, shlex.join(["python", "-m", "training_plt.pretrain", *given]), model, texts)
+    save(trainer, shlex.join(["plt", "pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
         print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")
 
