@@ -47,7 +47,8 @@ demo: $(READY)
 	cd $(RUN)/data && $(CLEAN_PYTHON) $(BIN)/lm_eval run --model hf --device cpu --batch_size 8 \
 		--model_args pretrained=$(abspath $(RUN))/plt,dtype=float32 --trust_remote_code \
 		--tasks held_out --include_path $(abspath examples/lm_eval)
-	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt --overwrite
+	rm -rf $(RUN)/converted
+	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt
 	$(BIN)/plt heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
 		--max_steps 80 --learning_rate 1e-3 --block_size 128 --per_device_train_batch_size 8 --save_strategy no
 	env -u OMP_NUM_THREADS $(BIN)/plt bench compare $(RUN)

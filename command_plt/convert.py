@@ -23,7 +23,7 @@ class ConvertCommand(ListsCommand):
 def convert(
     context: typer.Context,
     source: Source,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it must not exist yet.")],
     revision: Revision = None,
     loops: Annotated[
         int | None,
@@ -35,7 +35,6 @@ def convert(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="FIELD...", help="Fields of the source's config to leave out.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickle weights, through `weights_only` loading.")
     ] = False,
@@ -94,7 +93,6 @@ def convert(
         text=text,
         expected=expected,
         ignored=frozenset(ignore or ()),
-        overwrite=overwrite,
         allow_pickle=allow_pickle,
         keep_nan=keep_nan,
     )

@@ -25,7 +25,6 @@ from .reading.pickle_weights import has_only_pickles, unpickle
 from .sources import find_source
 from .target.card import write_card
 from .target.copied_files import copy_belongings
-from .target.place import check_apart, check_place, leftovers
 from .target.staging import staged
 from .target.write_weights import write_weights
 from .tokenizers.tokenizer import write_tokenizer
@@ -44,7 +43,6 @@ class Request:
     text: Path | None = None
     expected: Path | None = None
     ignored: frozenset[str] = frozenset()
-    overwrite: bool = False
     allow_pickle: bool = False
     keep_nan: bool = False
 
@@ -54,16 +52,12 @@ def convert(request: Request) -> list[str]:
 
     Raises:
         ValueError: the source is not supported or is damaged, or a check failed. Nothing is left of the target.
-        FileExistsError: the target exists, and is not to be overwritten or is not a PLT.
+        FileExistsError: the target exists.
         OSError: there is not enough space.
     """
-    check_place(request.target, request.overwrite)
     weights = ["*.safetensors", "*.bin"] if request.allow_pickle else ["*.safetensors"]
-    folder = find_folder(request.source, request.revision, weights)
-    check_apart(request.target, folder, [file for file in (request.expected, request.text) if file is not None])
-    for left in leftovers(request.target):
-        print(f"{left} belongs to another run, which was killed or is still going; it was left alone.")
-    with staged(request.target, request.overwrite) as target:
+    with staged(request.target) as target:
+        folder = find_folder(request.source, request.revision, weights)
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         source = find_source(checkpoint.config)
         exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored)))

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     args = parser.parse_args()
     try:
-        with staged(args.output, overwrite=False) as folder:
+        with staged(args.output) as folder:
             file, version = find_file()
             save(load_dequantized(file), file, version, folder)
     except FileExistsError:

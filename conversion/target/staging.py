@@ -9,70 +9,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .held_signals import HeldSignals
-from .place import check_place, follow
-
 
 @contextmanager
-def staged(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder that takes the target's place when the block ends without an error.
+def staged(target: Path) -> Iterator[Path]:
+    """A new folder that becomes `target` if the block ends without an error, and is deleted if not.
 
-    An old target is deleted last, and put back if anything interrupts the exchange. The new folder has a parent of
-    its own for further temporary files; it is deleted however the block ends.
-
-    Args:
-        overwrite: whether a PLT or an empty folder may be replaced; it must not change while the block runs.
+    Its parent is a folder of its own, for further temporary files; it is deleted however the block ends.
 
     Raises:
-        FileExistsError: something else is at the target, at the start or at the end of the block.
+        FileExistsError: something is at the target, at the start or at the end of the block.
     """
-    check_place(target, overwrite)
-    target = follow(target)
-    before = identity(target)
+    check_free(target)
+    target = Path(os.path.realpath(target))
     made = [parent for parent in target.parents if not parent.exists()]
-    work = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    with HeldSignals() as signals:
+    work = target.with_name(f"{target.name}.unfinished-{secrets.token_hex(4)}")
+    try:
+        (work / "new").mkdir(parents=True)
+        yield work / "new"
+        check_free(target)
+        os.rename(work / "new", target)
+    finally:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (work / "new").mkdir(parents=True)
-            signals.waiting = False
-            yield work / "new"
-            signals.waiting = True
-            exchange(target, before, overwrite, work)
+            clean_up(work, made)
         finally:
-            signals.waiting = True
-            clean_up(target, work, made)
+            clean_up(work, made)  # what an interruption of the first has left
 
 
-def identity(path: Path) -> tuple[int, ...] | None:
-    """A value that changes when a path leads elsewhere, or its folder gains or loses a file; None without a file."""
-    if not os.path.lexists(path):
-        return None
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino, status.st_mtime_ns
+def check_free(target: Path) -> None:
+    """FileExistsError if a path leads to anything, or is a link."""
+    if os.path.lexists(target):
+        raise FileExistsError(f"The target must not exist yet, got {target}.")
 
 
-def exchange(target: Path, before: tuple[int, ...] | None, overwrite: bool, work: Path) -> None:
-    """Move an old target, if it is still the one from the start, to `work/old`, and `work/new` to the target."""
-    now = identity(target)
-    if now not in (None, before):
-        raise FileExistsError(f"{target} must not change while its new folder is written, got a change.")
-    check_place(target, overwrite)
-    if now is not None:
-        os.replace(target, work / "old")
-    os.replace(work / "new", target)
-
-
-def clean_up(target: Path, work: Path, made: list[Path]) -> None:
-    """Delete `work`; an old target in it goes back to its place unless the new one has taken it."""
-    new, old = work / "new", work / "old"
-    if old.exists() and new.exists():
-        try:
-            os.replace(old, target)
-        except OSError as error:
-            raise OSError(f"{target} could not be put back, it is now {old}: {error}") from error
+def clean_up(work: Path, made: list[Path]) -> None:
+    """Delete the temporary folder, and of the parents made for it those that are empty."""
     if work.exists():
         shutil.rmtree(work)
     for parent in made:
         with contextlib.suppress(OSError):
-            parent.rmdir()  # empty after a failed run, and only then
+            parent.rmdir()

@@ -6,6 +6,7 @@ transformers 5 take only the vocabulary from it and split text in their own way.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from ..messages import named, shown
 from ..reading.checkpoint import read_json
 from ..target.copied_files import home
-from ..target.place import follow
 from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece
 from .vocabulary import check_vocabulary
 
@@ -91,7 +91,7 @@ def copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
         if path.suffix == ".json":
             read_json(path)
         elif not path.is_file() or not path.resolve().is_relative_to(home(source)):
-            raise ValueError(f"`{path.name}` must be a file in the source's folder, got {follow(path)}.")
+            raise ValueError(f"`{path.name}` must be a file in the source's folder, got {os.path.realpath(path)}.")
         copied = target / path.relative_to(source)
         copied.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copied)

@@ -90,11 +90,11 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(capsys, line, message, 
 def test_lists_take_their_values_after_one_name_or_several(monkeypatch):
     seen = []
     monkeypatch.setattr("conversion_plt.convert.convert", lambda request: seen.append(request) or [])
-    main(shlex.split("convert a b --ignore c d --overwrite"))
-    main(shlex.split("convert --ignore c --ignore d --overwrite a b"))
+    main(shlex.split("convert a b --ignore c d --keep-nan"))
+    main(shlex.split("convert --ignore c --ignore d --keep-nan a b"))
     assert [request.ignored for request in seen] == [{"c", "d"}] * 2
-    assert [request.source for request in seen] == ["a", "a"] and all(request.overwrite for request in seen)
-    assert seen[0].command == "plt convert a b --ignore c d --overwrite"
+    assert [request.source for request in seen] == ["a", "a"] and all(request.keep_nan for request in seen)
+    assert seen[0].command == "plt convert a b --ignore c d --keep-nan"
 
 
 @pytest.mark.parametrize(

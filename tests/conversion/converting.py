@@ -112,17 +112,6 @@ def snapshot(folder):
     }
 
 
-def write_documents(folder):
-    folder.mkdir(parents=True)
-    (folder / "thesis.txt").write_text("years of work")
-
-
-def write_plt(folder, note="old"):
-    """What counts as a model of ours, cheaply."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "plt", "note": note}))
-
-
 def signalled(log, number, seconds, *arguments):
     """Run the command in a fork, which imports nothing, and send it a signal; exit status and what it said."""
     # a signal outside of the block `try` would run pytest on, in two processes

@@ -1,4 +1,4 @@
-"""Random damage, odd targets and interruptions: one sentence or a right target, and no file lost or left.
+"""Random damage: one sentence or a right target, and no file lost or left.
 
 Every case is drawn from a seed that is part of its assertion.
 """
@@ -6,14 +6,12 @@ Every case is drawn from a seed that is part of its assertion.
 import json
 import random
 import shutil
-import signal
-import sys
 import warnings
 from hashlib import sha256
 
 import pytest
 import torch
-from converting import DATA, plain_model, plt_convert, signalled, snapshot, write_documents, write_plt
+from converting import DATA, plain_model, plt_convert, snapshot
 from safetensors.torch import load_file
 from tokenizer_folders import special, write_files
 from transformers import AutoTokenizer, GPT2Tokenizer
@@ -224,112 +222,3 @@ def damage_body(rng, source):
 def test_damaged_sources_are_refused_in_one_line_or_give_a_right_target(sources, tmp_path, damage, count, least):
     refusals = sum(convert_damaged(sources, tmp_path, seed, damage) for seed in range(count))
     assert least <= refusals < count
-
-
-def odd_target(rng, folder):
-    """A place for a target with something in its way, often; the path, and whether it may be overwritten."""
-    kind = rng.choice(["nothing", "empty", "plt", "documents", "file", "link", "source", "parent", "inside", "dots"])
-    target = folder / "target"
-    if kind == "empty":
-        target.mkdir()
-    elif kind == "plt":
-        write_plt(target)
-    elif kind == "documents":
-        write_documents(target)
-    elif kind == "file":
-        target.write_text("mine")
-    elif kind == "link":
-        target.symlink_to(folder / rng.choice(["models", "plt", "nowhere"]))
-    places = {"source": "models/x", "parent": "models", "inside": "models/x/y", "dots": "models/x/../x/."}
-    return folder / places.get(kind, "target"), kind
-
-
-def test_odd_targets_lose_no_file(sources, tmp_path):
-    written = 0
-    for seed in range(40):
-        rng = random.Random(seed)
-        folder = tmp_path / str(seed)
-        shutil.copytree(sources / rng.choice(["nanbeige", "plt"]), folder / "models" / "x")
-        write_documents(folder / "models" / "papers")
-        write_plt(folder / "plt")
-        if rng.random() < 0.5:
-            (folder / "models" / "config.json").write_text('{"model_type": "plt"}')
-        target, kind = odd_target(rng, folder)
-        options = rng.choice([[], ["--overwrite"]])
-        before, may = snapshot(folder), kind == "nothing" or kind in ("empty", "plt") and options
-        message = attempt((seed, kind, options), folder / "models" / "x", target, *options)
-        assert (message is None) == bool(may), (seed, kind, options, message)
-        if message is None:
-            assert_right(seed, folder / "models" / "x", target)
-            shutil.rmtree(target)
-            written += 1
-            before = {path: data for path, data in before.items() if not path.startswith("target")}
-        assert snapshot(folder) == before, (seed, kind, options)
-    assert written > 3
-
-
-class Interruption:
-    """Raise SIGINT when a function of the converter, or one that it calls, is entered or left for the n-th time."""
-
-    FILES = ("staging.py", "place.py", "convert.py", "shutil.py", "write.py", "checkpoint.py", "held_signals.py")
-
-    def __init__(self, number):
-        self.number, self.count = number, 0
-
-    def __call__(self, frame, event, argument):
-        if frame.f_code.co_filename.endswith(self.FILES):
-            self.count += 1
-            if self.count == self.number:
-                signal.raise_signal(signal.SIGINT)
-
-    def __enter__(self):
-        self.handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *_):
-        sys.setprofile(None)
-        signal.signal(signal.SIGINT, self.handler)
-
-
-def test_interruptions_lose_and_leave_no_file(tmp_path):
-    source, target = DATA / "nanbeige", tmp_path / "target"
-    write_plt(target)
-    with Interruption(number=-1) as counting:
-        attempt("count", source, target, "--overwrite")
-    total = counting.count
-    complete = snapshot(target)
-    outcomes = set()
-    for seed in range(40):
-        rng = random.Random(seed)
-        shutil.rmtree(target, ignore_errors=True)
-        is_there = rng.random() < 0.7
-        if is_there:
-            write_plt(target)
-        before = snapshot(tmp_path)
-        number = rng.randint(1, total) if rng.random() < 0.6 else total - rng.randint(0, 250)
-        draw = (seed, number, is_there)
-        with Interruption(number):
-            attempt(draw, source, target, *(["--overwrite"] if is_there else []))
-        after = snapshot(tmp_path)
-        is_new = after.keys() == {"target", *(f"target/{name}" for name in complete)}
-        assert is_new or after == before, draw
-        outcomes.add((is_there, is_new))
-    assert {(True, False), (True, True), (False, False)} <= outcomes
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_signals_at_random_moments_lose_and_leave_no_file(tmp_path, tmp_path_factory, number):
-    target, log = tmp_path / "target", tmp_path_factory.mktemp("log") / "log"
-    plt_convert(DATA / "nanbeige", target)
-    complete = set(snapshot(tmp_path))
-    rng = random.Random(number)
-    for _ in range(5):
-        shutil.rmtree(target, ignore_errors=True)
-        write_plt(target)
-        before = snapshot(tmp_path)
-        seconds = rng.uniform(0.01, 0.4)
-        code, output = signalled(log, number, seconds, DATA / "nanbeige", target, "--overwrite")
-        after = snapshot(tmp_path)
-        assert set(after) == complete if code == 0 else after == before or set(after) == complete, (seconds, output)
-        assert "Traceback" not in output, (seconds, output)

@@ -38,7 +38,7 @@ def test_a_link_that_leads_nowhere_in_the_source_is_refused(source, name, to):
 
 @pytest.mark.parametrize("argument", ["expected", "text"])
 def test_a_link_that_leads_to_itself_is_refused_as_a_further_file(source, tmp_path, argument):
-    with pytest.raises(ValueError, match="must lead to a file"):
+    with pytest.raises((ValueError, OSError), match="must be a safetensors file|symbolic links"):
         attempt(source, **{argument: link(tmp_path / "loop", "loop")})
 
 
@@ -51,7 +51,7 @@ def test_a_link_to_itself_among_chat_templates_is_refused(source):
 
 @pytest.mark.parametrize("name", ["", "target"])
 def test_a_target_at_or_below_a_link_to_itself_is_refused(source, tmp_path, name):
-    with pytest.raises(OSError, match="got a link to loop|symbolic links|File exists"):
+    with pytest.raises(OSError, match="must not exist yet|symbolic links|File exists"):
         attempt(source, target=link(tmp_path / "loop", "loop") / name)
     assert {path.name for path in tmp_path.iterdir()} == {"source", "loop"}
 
