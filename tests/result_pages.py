@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("results", "heal")
+PAGES = ("results", "heal", "when")
 
 
 def sections_of(page: str) -> list[str]:

@@ -16,6 +16,22 @@ INTERVAL = r" ± \d*\.\d+"
 NUMBER = rf"(-?\d*\.?\d+(?:{INTERVAL})?)"
 FRACTION = rf"(?<![\w.-])-?\d*\.\d+(?:{INTERVAL})?"  # what a sentence may show of a result; whole numbers may count
 
+
+def measured(file: str, column: str, row: str, **where: object) -> float:
+    """A figure of one row of a file on costs, such as `decode/same-avx512/decode`."""
+    lines = json.loads((ROOT / "results" / f"{file}.json").read_text())[where.pop("section", file.rpartition("/")[2])]
+    (line,) = [line for line in lines if ({"row": row} | where).items() <= line.items()]
+    return line[column]
+
+
+def to_plain(file: str, row: str, **where: object) -> float:
+    return measured(file, "ratio to plain", row, **where)
+
+
+def served(row: str, section: str = "decode", **where: object) -> float:
+    return measured("serving/1.2b-avx512/benchmark", "to plain", row, section=section, **where)
+
+
 # page, a sentence with `{}` for each number, and where each stands: study, row and column, or the number itself
 SENTENCES = (
     ("results", "PLT-3 is above PLT-2 by {}", ("swaps", "plt-3", "minus plt-2")),
@@ -134,6 +150,105 @@ SENTENCES = (
         ("healing", "plain", "minus plt"),
         ("healing", "plt", "minus plain-more-twice"),
     ),
+    # when a PLT pays
+    (
+        "when",
+        "A decoded token of PLT-2 costs {} of plain's, where the vanilla loop costs {} (float32,",
+        to_plain("decode/same-one-thread-avx512/decode", "plt-2", batch=1),
+        to_plain("decode/same-one-thread-avx512/decode", "loop-2", batch=1),
+    ),
+    ("when", "in vLLM {} and {} (bf16,", served("plt-2", batch=1), served("plt-2, in turn", batch=1)),
+    (
+        "when",
+        "the KV cache of PLT-2 takes {} of plain's, that of the vanilla loop {}",
+        to_plain("memory/0.5b-float16-avx512/memory", "plt-2", section="cache", context=4608),
+        to_plain("memory/0.5b-float16-avx512/memory", "loop-2", section="cache", context=4608),
+    ),
+    (
+        "when",
+        "first token after a prompt of 16,384 costs {} of plain's, the vanilla loop's {}",
+        to_plain("prefill/4-layers-avx512/prefill", "plt-2", prompt=16384),
+        to_plain("prefill/4-layers-avx512/prefill", "loop-2", prompt=16384),
+    ),
+    (
+        "when",
+        "PLT-2 is above plain by {} in accuracy and PLT-3 above PLT-2 by {}",
+        ("swaps", "plt-2", "minus plain"),
+        ("swaps", "plt-3", "minus plt-2"),
+    ),
+    (
+        "when",
+        "PLT-2 cannot be told from plain with twice the layers (`deep-2`, {})",
+        ("swaps", "plt-2", "minus deep-2"),
+    ),
+    (
+        "when",
+        "is {} % above its source's loss after three tenths",
+        ("healing", "embeds-healed-longer", "% from its source"),
+    ),
+    (
+        "when",
+        "A training step of PLT-2 costs {} of plain's, scoring {}, as much as a vanilla loop's {} and {}",
+        to_plain("train/512-avx512/train", "plt-2"),
+        to_plain("score/4096-avx512/score", "plt-2"),
+        to_plain("train/512-avx512/train", "loop-2"),
+        to_plain("score/4096-avx512/score", "loop-2"),
+    ),
+    (
+        "when",
+        "PLT-2 costs {} of plain in a batch of 32, and {} for a prompt of 1,024",
+        served("plt-2", batch=32),
+        served("plt-2", "prefill", tokens=1024),
+    ),
+    ("when", "PLT-2 then costs {} of plain", to_plain("decode/unpacked-one-thread-avx512/decode", "plt-2", batch=1)),
+    (
+        "when",
+        "reads {} bits per byte of Python on language and PLT-2 {}",
+        ("language", "smear", "mean"),
+        ("language", "plt-2", "mean"),
+    ),
+    (
+        "when",
+        "({} bits more for `plain, 2 times the steps` than for `plt-2`)",
+        ("language", "plain, 2 times the steps", "minus plt-2"),
+    ),
+    (
+        "when",
+        "`plain-healed` reads {}, and {} with loop 0 alone",
+        ("healing", "plain-healed", "loss"),
+        ("healing", "plain-healed", "loop 0 alone"),
+    ),
+    (
+        "when",
+        "first token after 1,024 costs {} of plain's",
+        to_plain("prefill/0.5b-avx512/prefill", "plt-3", prompt=1024),
+    ),
+    ("when", "PLT-3 is below PLT-2 by {} bits on language", ("language", "plt-2", "minus plt-3")),
+    (
+        "when",
+        "PLT-2 with a window of 8 is right in {} at distances of 4 to 7 and in {} from 8 on",
+        ("reach", "plt-2, window 8", "distance 4"),
+        ("reach", "plt-2, window 8", "distance 8"),
+    ),
+    (
+        "when",
+        "({} bits for `plt-2, window 64` against `plt-2, window 8`)",
+        ("window", "plt-2, window 64", "minus plt-2, window 8"),
+    ),
+    (
+        "when",
+        "plain with two layers is right in {} at every distance",
+        ("reach", "plain, layers 2", "mean"),
+    ),
+    (
+        "when",
+        "With a `hidden_scale` of {} PLT-2 is right in {} of the task of scales, with {} in {}",
+        0.06,
+        ("scales", "plt-2, hidden_scale 0.06", "mean"),
+        1.0,
+        ("scales", "plt-2, hidden_scale 1.0", "mean"),
+    ),
+    ("when", "LoopCoder-V2's is {}", 0.053),
     # how the results were made
     ("results", "Chance is {}.", 1 / load("swaps").task.num_boxes),
     ("results", "chance is {}. A window of W", 1 / (load("reach").task.alphabet - 1)),  # no letter follows itself
@@ -208,6 +323,22 @@ CLAIMS = (
     ("results", "`smear` cannot either", "same", ("language", "smear", "plt-2")),
     ("results", "`loop-2` is below `smear`", "ahead", ("language", "loop-2", "smear")),
     ("results", "`plt-3` is below `smear`", "ahead", ("language", "plt-3", "smear")),
+    ("when", "PLT-2 is above plain by", "ahead", ("swaps", "plt-2", "plain")),
+    ("when", "and PLT-3 above PLT-2 by", "ahead", ("swaps", "plt-3", "plt-2")),
+    ("when", "PLT-2 cannot be told from plain with twice the layers", "same", ("swaps", "plt-2", "deep-2")),
+    (
+        "when",
+        "plain with twice the steps cannot be told from PLT-2",
+        "same",
+        ("language", "plain, 2 times the steps", "plt-2"),
+    ),
+    ("when", "PLT-3 is below PLT-2 by", "ahead", ("language", "plt-3", "plt-2")),
+    (
+        "when",
+        "the study of window shows no difference between 64 and 8",
+        "same",
+        ("window", "plt-2, window 64", "plt-2, window 8"),
+    ),
     ("heal", "was not shown to be better than `plain`", "same", ("healing", "embeds", "plain")),
     (
         "heal",
