@@ -49,8 +49,8 @@ demo: $(READY)
 		--tasks held_out --include_path $(abspath examples/lm_eval)
 	rm -rf $(RUN)/converted
 	$(BIN)/plt convert $(RUN)/loop $(RUN)/converted --to-plt
-	$(BIN)/plt heal --model $(RUN)/converted --teacher $(RUN)/loop --output_dir $(RUN)/healed \
-		--max_steps 80 --learning_rate 1e-3 --block_size 128 --per_device_train_batch_size 8 --save_strategy no
+	$(BIN)/plt heal --model $(RUN)/converted --teacher $(RUN)/loop --output-dir $(RUN)/healed \
+		--max-steps 80 --learning-rate 1e-3 --block-size 128 --per-device-train-batch-size 8 --save-strategy no
 	env -u OMP_NUM_THREADS $(BIN)/plt bench compare $(RUN)
 	@echo "Next, complete a prompt of yours:"
 	@echo "  $(VENV)/bin/python examples/generate.py --model $(RUN)/plt --prompt 'class Reader'"

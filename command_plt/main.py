@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the command `plt` starts and ends."""
 
+import re
 import shlex
 import signal
 import sys
@@ -62,9 +63,9 @@ def run(arguments: list[str]) -> None:
 
     from .app import app
 
-    command = typer.main.get_command(app)
+    command, line = typer.main.get_command(app), shlex.join(["plt", *arguments])
     try:
-        with command.make_context("plt", arguments or ["--help"], obj=shlex.join(["plt", *arguments])) as context:
+        with command.make_context("plt", with_dashes(arguments) or ["--help"], obj=line) as context:
             command.invoke(context)
     except typer.Exit as error:
         sys.exit(error.exit_code)
@@ -73,6 +74,11 @@ def run(arguments: list[str]) -> None:
         # an option at the end without its value is refused outside of any subcommand
         path = error.ctx.command_path if error.ctx else "plt"
         say_and_exit(f"{message}. See `{path} --help`.", error.exit_code)
+
+
+def with_dashes(arguments: list[str]) -> list[str]:
+    """Options as they are declared: the programs take underscores, too."""
+    return [re.sub(r"^--[a-z_]+", lambda option: option[0].replace("_", "-"), argument) for argument in arguments]
 
 
 def say_and_exit(message: str, status: int) -> None:

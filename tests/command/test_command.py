@@ -97,6 +97,15 @@ def test_lists_take_their_values_after_one_name_or_several(monkeypatch):
     assert seen[0].command == "plt convert a b --ignore c d --keep-nan"
 
 
+def test_options_have_underscores_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr("conversion_plt.convert.convert", lambda request: seen.append(request) or [])
+    main(shlex.split("convert a_b c_d --to_plt --embedding_scale=0.5 --ignore e_f"))
+    (request,) = seen
+    assert (request.source, str(request.target), request.ignored) == ("a_b", "c_d", {"e_f"})
+    assert request.start.embedding_scale == 0.5
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [

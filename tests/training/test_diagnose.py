@@ -139,7 +139,7 @@ def text(tmp_path):
 
 def test_the_command_writes_what_it_measured(chat_folder, text, tmp_path, capsys):
     output = tmp_path / "output"
-    main([*("--model", str(chat_folder), "--text", str(text), "--output", str(output)), "--sequence_length=32"])
+    main([*("--model", str(chat_folder), "--text", str(text), "--output", str(output)), "--sequence-length=32"])
     content = json.loads((output / "diagnostics.json").read_text())
     input_ids = AutoTokenizer.from_pretrained(chat_folder)(text.read_text(), return_tensors="pt").input_ids[0]
     model = PLTForCausalLM.from_pretrained(chat_folder).eval()
@@ -159,7 +159,7 @@ def test_a_plain_decoder_is_diagnosed_too(chat_folder, text, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(chat_folder)
     tokenizer.save_pretrained(folder)
     tiny_model(num_loops=1, vocab_size=len(tokenizer)).to(torch.bfloat16).save_pretrained(folder)
-    arguments = ["--dtype=auto", "--max_sequences=1", "--sequence_length=16"]
+    arguments = ["--dtype=auto", "--max-sequences=1", "--sequence-length=16"]
     main(["--model", str(folder), "--text", str(text), "--output", str(folder), *arguments])
     content = json.loads((folder / "diagnostics.json").read_text())
     assert content["chosen_loops"] == 1 and content["setting"]["tokens"] == 16
@@ -208,7 +208,7 @@ def test_tokenizers_that_are_missing_or_do_not_fit_are_refused(refused, chat_fol
     assert "ids from 0 to 60, as the model has embeddings, got ids up to 2" in refused(tmp_path / "model")
 
 
-@pytest.mark.parametrize("argument", ["--sequence_length=1", "--max_sequences=0", "--dtype=int8"])
+@pytest.mark.parametrize("argument", ["--sequence-length=1", "--max-sequences=0", "--dtype=int8"])
 def test_wrong_arguments_are_refused(argument, capsys):
     with pytest.raises(SystemExit):
         main(["--model", "m", "--text", "t", "--output", "o", argument])

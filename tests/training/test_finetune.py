@@ -86,9 +86,9 @@ def test_all_weights_are_trained_and_saved(run, chat_folder, tmp_path):
     assert {"config.json", "model.safetensors", "modeling_plt.py", "tokenizer.json", "chat_template.jinja"} <= names
 
 
-@pytest.mark.parametrize("flags", [[], ["--use_dora", "True"]], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("flags", [[], ["--use-dora", "True"]], ids=["LoRA", "DoRA"])
 def test_an_adapter_is_trained_saved_and_merged(run, chat_folder, tmp_path, flags):
-    trainer = run("--use_peft", "--merge", "--learning_rate", "5e-2", "--eos_token", "<|user|>", *flags)
+    trainer = run("--use-peft", "--merge", "--learning-rate", "5e-2", "--eos-token", "<|user|>", *flags)
     assert losses(trainer)[-1] < 0.9 * losses(trainer)[0]
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert {name.partition(".lora_")[0].rpartition(".")[2] for name in trained} == PROJECTIONS
@@ -106,7 +106,7 @@ def test_an_adapter_is_trained_saved_and_merged(run, chat_folder, tmp_path, flag
 
 
 def test_gates_are_trained_whole_where_that_is_asked_for(run, chat_folder, tmp_path):
-    run("--use_peft", "--merge", "--lora_modules_to_save", "plt_gate")
+    run("--use-peft", "--merge", "--lora-modules-to-save", "plt_gate")
     before = PLTForCausalLM.from_pretrained(chat_folder).state_dict()
     after = PLTForCausalLM.from_pretrained(tmp_path / "output/merged").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -115,7 +115,7 @@ def test_gates_are_trained_whole_where_that_is_asked_for(run, chat_folder, tmp_p
 
 
 def test_a_run_shows_how_it_goes_and_the_folder_says_how_it_was_made(run, chats, tmp_path, capsys):
-    trainer = run("--use_peft", "--merge", "--eval_dataset", chats)
+    trainer = run("--use-peft", "--merge", "--eval-dataset", chats)
     assert "'<|user|> def f0<|end|><|assistant|>" in capsys.readouterr().out
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 and entry["mfu"] > 0 for entry in logged)
@@ -155,23 +155,23 @@ def naive_loss(folder: Path, of_the_assistant: bool) -> float:
 def test_packed_chats_have_the_loss_of_chats_alone(run, chat_folder, chats, tmp_path, of_the_assistant):
     template = tmp_path / "chat.jinja"
     template.write_text(MARKED)
-    arguments = ["--assistant_only_loss", of_the_assistant, "--chat_template_path", template, "--learning_rate", 0]
-    trainer = run("--eval_dataset", chats, *arguments)
+    arguments = ["--assistant-only-loss", of_the_assistant, "--chat-template-path", template, "--learning-rate", 0]
+    trainer = run("--eval-dataset", chats, *arguments)
     assert len(trainer.train_dataset) < len(CHATS), "packed"
     assert eval_loss(trainer) == pytest.approx(naive_loss(chat_folder, of_the_assistant), abs=1e-4)
 
 
 def test_a_resumed_run_ends_as_if_never_stopped(run, tmp_path):
-    flags = ["--use_peft", "--save_strategy", "steps", "--save_steps", 3]
+    flags = ["--use-peft", "--save-strategy", "steps", "--save-steps", 3]
     whole = run(*flags)
     expected = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
-    resumed = run(*flags, "--resume_from_checkpoint", tmp_path / "output/checkpoint-3")
+    resumed = run(*flags, "--resume-from-checkpoint", tmp_path / "output/checkpoint-3")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
 
 
 @pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs the extra `tools`")
 def test_an_adapter_of_quantized_weights_is_merged_into_the_weights(run, chat_folder, tmp_path):
-    trainer = run("--use_peft", "--merge", "--load_in_4bit", "--learning_rate", "5e-2")
+    trainer = run("--use-peft", "--merge", "--load-in-4bit", "--learning-rate", "5e-2")
     assert losses(trainer)[-1] < losses(trainer)[0]
     adapted = PeftModel.from_pretrained(PLTForCausalLM.from_pretrained(chat_folder), tmp_path / "output")
     merged = PLTForCausalLM.from_pretrained(tmp_path / "output/merged")
@@ -235,19 +235,19 @@ def test_chats_need_a_template(refusal, chat_folder, tmp_path):
     tokenizer.chat_template = None
     PLTForCausalLM.from_pretrained(chat_folder).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    assert "give one by `--chat_template_path FILE.jinja`" in refusal(model=tmp_path / "model")
+    assert "give one by `--chat-template-path FILE.jinja`" in refusal(model=tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(chat_folder, pad_token=None, eos_token=None)
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "model")
-    assert "name one by `--eos_token TOKEN`" in refusal(model=tmp_path / "model")
+    assert "name one by `--eos-token TOKEN`" in refusal(model=tmp_path / "model")
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--load_in_4bit"], "need `use_peft`"),
-        (["--load_in_4bit", "--use_peft"], "need bitsandbytes"),
-        (["--chat_template_path", "nothing.jinja"], "must be a file that ends in .jinja or .j2, got nothing.jinja"),
+        (["--load-in-4bit"], "need `use_peft`"),
+        (["--load-in-4bit", "--use-peft"], "need bitsandbytes"),
+        (["--chat-template-path", "nothing.jinja"], "must be a file that ends in .jinja or .j2, got nothing.jinja"),
     ],
     ids=str,
 )
@@ -258,27 +258,27 @@ def test_arguments_that_cannot_work_are_refused(refusal, flags, message, monkeyp
 
 def test_what_needs_no_chats_is_refused_before_they_are_read(refusal, monkeypatch):
     monkeypatch.setattr("training_plt.finetune.__main__.load_messages", None)
-    assert "`--report_to` must be trackers that are installed, got clearml." in refusal("--report_to", "clearml")
-    assert "needs a GPU" in refusal("--attn_implementation", "flex_attention")
-    assert "`--learning_rate` must be a number of at least 0, got -1.0." in refusal("--learning_rate", "-1")
+    assert "`--report-to` must be trackers that are installed, got clearml." in refusal("--report-to", "clearml")
+    assert "needs a GPU" in refusal("--attn-implementation", "flex_attention")
+    assert "`--learning-rate` must be a number of at least 0, got -1.0." in refusal("--learning-rate", "-1")
 
 
 def test_a_run_ends_with_a_line(run, chats, tmp_path, capsys):
-    trainer = run("--eval_dataset", chats)
+    trainer = run("--eval-dataset", chats)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"held-out loss {eval_loss(trainer):.4f}, saved in {tmp_path / 'output'}"
     assert {"eval_loop_0_loss", "eval_loop_2_gate"} <= trainer.state.log_history[-1].keys()
 
 
 def test_the_loss_of_the_assistant_needs_a_template_that_marks_it(refusal):
-    assert "generation" in refusal("--assistant_only_loss")
+    assert "generation" in refusal("--assistant-only-loss")
 
 
 def test_a_run_resumes_from_a_checkpoint_with_its_settings_only(refusal, run, chat_folder, tmp_path):
     assert f"must be a checkpoint with a trainer_state.json, got {chat_folder}" in refusal(
-        f"--resume_from_checkpoint={chat_folder}"
+        f"--resume-from-checkpoint={chat_folder}"
     )
-    run("--save_strategy=steps", "--save_steps=2", "--max_steps=2", "--use_peft")
+    run("--save-strategy=steps", "--save-steps=2", "--max-steps=2", "--use-peft")
     (tmp_path / "output").rename(tmp_path / "before")
-    resume = f"--resume_from_checkpoint={tmp_path / 'before/checkpoint-2'}"
-    assert "where `lora_r` is 16 and not 8." in refusal(resume, "--use_peft", "--lora_r=8")
+    resume = f"--resume-from-checkpoint={tmp_path / 'before/checkpoint-2'}"
+    assert "where `lora_r` is 16 and not 8." in refusal(resume, "--use-peft", "--lora-r=8")

@@ -56,10 +56,10 @@ RUNS = {"pretrain": (pretrain, text_flags), "heal": (heal, text_flags), "finetun
 def test_the_run_ends_before_the_next_checkpoint(folder, tmp_path, monkeypatch, capsys, kind, accumulation):
     """The third step is spoiled, the log comes every fifty, checkpoints every two."""
     module, flags = RUNS[kind]
-    more = ("--gradient_accumulation_steps", accumulation, "--logging_steps", 50, "--save_steps", 2)
+    more = ("--gradient-accumulation-steps", accumulation, "--logging-steps", 50, "--save-steps", 2)
     spoil(monkeypatch.setattr, forward=3 * accumulation)
     with pytest.raises(SystemExit) as end:
-        module.main([*flags(folder, *more), "--output_dir", str(tmp_path)])
+        module.main([*flags(folder, *more), "--output-dir", str(tmp_path)])
     assert end.value.code == 1
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.startswith("error: Training stopped at step 4: `loss` must be a finite number, got nan.")
@@ -91,15 +91,15 @@ def test_losses_and_norms_are_looked_at(tmp_path, logs, fp16, message):
 def test_the_filter_of_trainer_is_refused(folder, kind, capsys):
     module, flags = RUNS[kind]
     with pytest.raises(SystemExit):
-        module.main(flags(folder, "--logging_nan_inf_filter", "true"))
-    assert "`--logging_nan_inf_filter` must be false" in capsys.readouterr().err
+        module.main(flags(folder, "--logging-nan-inf-filter", "true"))
+    assert "`--logging-nan-inf-filter` must be false" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_both_of_two_processes_end(folder, kind, tmp_path):
     _, flags = RUNS[kind]
-    words = [kind, *flags(folder, "--save_steps", 2, "--logging_steps", 50), "--output_dir", tmp_path]
+    words = [kind, *flags(folder, "--save-steps", 2, "--logging-steps", 50), "--output-dir", tmp_path]
     result = in_two_processes(folder, WORKER, *words, timeout=300)
     assert result.returncode != 0
     assert result.stderr.count("Training stopped at step 4: `loss` must be a finite number, got nan.") >= 1

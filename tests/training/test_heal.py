@@ -90,7 +90,7 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
 
 
 def test_a_resumed_run_ends_with_the_same_bits(folder, healed):
-    heal.main(flags(folder, "resumed", "--resume_from_checkpoint", healed / "checkpoint-4"))
+    heal.main(flags(folder, "resumed", "--resume-from-checkpoint", healed / "checkpoint-4"))
     one, other = (load_file(each / "model.safetensors") for each in (healed, folder / "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -161,11 +161,11 @@ def test_what_is_new_has_a_learning_rate_of_its_own(folder):
         (("--model", "nothing"), "must be a folder or hub id of a saved PLT, got"),
         (("--teacher", "nothing"), "`--teacher` must be a model that transformers can load"),
         (("--teacher", "other"), "`--teacher` must have the model's vocabulary of 258, got 61"),
-        (("--kl_weight", "-1"), "`--kl_weight` must be at least 0, got -1.0"),
-        (("--kl_temperature", "0"), "`--kl_temperature` must be above 0"),
-        (("--new_rate", "0"), "`--new_rate` must be above 0"),
-        (("--block_size", "4096"), "`--block_size` must be at most the 2048"),
-        (("--resume_from_checkpoint", "source"), "must be a checkpoint with a trainer_state.json"),
+        (("--kl-weight", "-1"), "`--kl-weight` must be at least 0, got -1.0"),
+        (("--kl-temperature", "0"), "`--kl-temperature` must be above 0"),
+        (("--new-rate", "0"), "`--new-rate` must be above 0"),
+        (("--block-size", "4096"), "`--block-size` must be at most the 2048"),
+        (("--resume-from-checkpoint", "source"), "must be a checkpoint with a trainer_state.json"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_training(folder, capsys, monkeypatch, words, message):

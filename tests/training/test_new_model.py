@@ -33,7 +33,7 @@ def layer_parameters(hidden, mlp, heads, kv_heads, head_dim) -> int:
 )
 def test_published_models_have_as_many_parameters(tokenizer, preset, fields, expected, billions):
     assignments = [f"{name}={value}" for name, value in fields.items()]
-    config = build_config(ModelArguments(config=preset, set=assignments), tokenizer)
+    config = build_config(ModelArguments(preset=preset, set=assignments), tokenizer)
     with torch.device("meta"):
         model = PLTForCausalLM(config)
     assert model.num_parameters() == expected
@@ -42,7 +42,7 @@ def test_published_models_have_as_many_parameters(tokenizer, preset, fields, exp
 
 
 def test_every_preset_starts_its_states_about_as_small_as_its_embeddings(tokenizer):
-    scales = {name: build_config(ModelArguments(config=name), tokenizer).hidden_scale for name in PRESETS}
+    scales = {name: build_config(ModelArguments(preset=name), tokenizer).hidden_scale for name in PRESETS}
     assert scales == {"tiny": 0.05, "plt-1.2b": 0.02, "loopcoder-v2-7b": 0.053}
 
 
@@ -52,7 +52,7 @@ def test_the_tokenizer_completes_a_config(tokenizer, tmp_path):
     assert config.eos_token_id == tokenizer.eos_token_id
     file = tmp_path / "fields.json"
     file.write_text(json.dumps({"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 300}))
-    config = build_config(ModelArguments(config=str(file), set=["num_loops=3"]), tokenizer)
+    config = build_config(ModelArguments(preset=str(file), set=["num_loops=3"]), tokenizer)
     assert (config.hidden_size, config.vocab_size, config.num_loops) == (32, 300, 3)
 
 
@@ -77,9 +77,9 @@ def test_wrong_fields_are_refused(tokenizer, tmp_path, content, assignments, mes
     file = tmp_path / "fields.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        build_config(ModelArguments(config=str(file), set=assignments), tokenizer)
+        build_config(ModelArguments(preset=str(file), set=assignments), tokenizer)
 
 
 def test_a_preset_that_is_not_there_is_refused(tokenizer):
     with pytest.raises(ValueError, match=f"must be a JSON file or one of {', '.join(PRESETS)}, got large"):
-        build_config(ModelArguments(config="large"), tokenizer)
+        build_config(ModelArguments(preset="large"), tokenizer)

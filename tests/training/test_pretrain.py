@@ -48,7 +48,7 @@ def flags(folder, output, *more) -> list[str]:
     """A run of a few steps."""
     values = {
         "dataset": folder / "texts.jsonl",
-        "config": folder / "config.json",
+        "preset": folder / "config.json",
         "output_dir": folder / output,
         "bpe_size": 257,
         "block_size": 32,
@@ -96,7 +96,7 @@ def test_the_log_has_speed(whole):
 
 
 def test_sample_text_follows_each_evaluation(folder, capsys):
-    pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save_strategy", "no"))
+    pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save-strategy", "no"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == ["step 3", "step 6"]
     assert all(": 'def add" in line for line in lines)
@@ -108,14 +108,14 @@ def test_sample_text_follows_each_evaluation(folder, capsys):
         pytest.param([], id="whole"),
         pytest.param(["--streaming", "--tokenizer", "TOKENIZER"], id="streaming"),
         pytest.param(["--muon"], id="muon"),
-        pytest.param(["--earlier_loops_weight", "0.1", "--gradient_accumulation_steps", "2"], id="earlier-loops"),
+        pytest.param(["--earlier-loops-weight", "0.1", "--gradient-accumulation-steps", "2"], id="earlier-loops"),
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(folder, tmp_path, more):
     more = [str(folder / "tokenizer") if word == "TOKENIZER" else word for word in more]
     pretrain.main(flags(folder, tmp_path / "whole", *more))
     checkpoint = tmp_path / "whole/checkpoint-3"
-    pretrain.main(flags(folder, tmp_path / "resumed", *more, "--resume_from_checkpoint", checkpoint))
+    pretrain.main(flags(folder, tmp_path / "resumed", *more, "--resume-from-checkpoint", checkpoint))
     expected, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     at_checkpoint = load_file(checkpoint / "model.safetensors")
     for name, weight in expected.items():
@@ -131,7 +131,7 @@ def trainer_of(arguments):
     return pretrain.prepare(*parse("plt pretrain", None, classes, arguments))[0]
 
 
-@pytest.mark.parametrize("more, decays", [([], False), (["--decay_gates_and_scales"], True)])
+@pytest.mark.parametrize("more, decays", [([], False), (["--decay-gates-and-scales"], True)])
 def test_gates_decay_where_that_is_asked_for_only(folder, tmp_path, more, decays):
     trainer = trainer_of(flags(folder, tmp_path, *more))
     groups = trainer.create_optimizer().param_groups
@@ -144,21 +144,21 @@ def test_gates_decay_where_that_is_asked_for_only(folder, tmp_path, more, decays
 @pytest.mark.parametrize("weight", [0, 0.3])
 def test_accumulated_gradients_are_those_of_one_large_batch(folder, tmp_path, weight):
     """One step of plain gradient descent moves the weights by the gradients."""
-    sgd = ["--optim", "sgd", "--learning_rate", 1, "--warmup_steps", 0, "--max_steps", 1, "--max_grad_norm", 0]
+    sgd = ["--optim", "sgd", "--learning-rate", 1, "--warmup-steps", 0, "--max-steps", 1, "--max-grad-norm", 0]
     common = [
         *sgd,
-        "--weight_decay",
+        "--weight-decay",
         0,
-        "--earlier_loops_weight",
+        "--earlier-loops-weight",
         weight,
-        "--save_strategy",
+        "--save-strategy",
         "no",
-        "--eval_strategy",
+        "--eval-strategy",
         "no",
     ]
     moved = []
     for size, accumulation in ((4, 1), (1, 4)):
-        sizes = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation]
+        sizes = ["--per-device-train-batch-size", size, "--gradient-accumulation-steps", accumulation]
         trainer = trainer_of(flags(folder, tmp_path / str(size), *common, *sizes))
         randomize(trainer.model.double())  # a new gate would hide its norm from the loss
         before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
@@ -172,16 +172,16 @@ def test_accumulated_gradients_are_those_of_one_large_batch(folder, tmp_path, we
 
 
 def test_a_constant_rate_that_decays_at_the_end(folder, tmp_path):
-    schedule = ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 2}']
-    pretrain.main(flags(folder, tmp_path, *schedule, "--save_strategy", "no", "--eval_strategy", "no"))
+    schedule = ["--lr-scheduler-type", "warmup_stable_decay", "--lr-scheduler-kwargs", '{"num_decay_steps": 2}']
+    pretrain.main(flags(folder, tmp_path, *schedule, "--save-strategy", "no", "--eval-strategy", "no"))
     rates = [entry["learning_rate"] for entry in history(tmp_path) if "loss" in entry]
     assert rates[1:5] == [1e-2] * 4 and rates[0] < 1e-2 and rates[5] < 1e-2
 
 
 def go_on(folder, model, output, *more):
     values = {"dataset": folder / "texts.jsonl", "output_dir": output, "model": model, "block_size": 32, "held_out": 4}
-    more = ("--max_steps", "2", "--per_device_train_batch_size", "4", "--save_strategy", "no", *more)
-    pretrain.main(as_flags(values, "--eval_on_start", "--learning_rate", "1e-2", *more))
+    more = ("--max-steps", "2", "--per-device-train-batch-size", "4", "--save-strategy", "no", *more)
+    pretrain.main(as_flags(values, "--eval-on-start", "--learning-rate", "1e-2", *more))
     return history(output)
 
 
@@ -224,29 +224,29 @@ def test_a_checkpoint_of_another_release_is_named_as_such(tmp_path):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--block_size", "64"], "`block_size` is 32 and not 64"),
+        (["--block-size", "64"], "`block_size` is 32 and not 64"),
         (["--set", "num_loops=3"], "`config.num_loops` is 2 and not 3"),
-        (["--per_device_train_batch_size", "2"], "`entries of a step` is 4 and not 2"),
-        (["--held_out", "5"], "`held_out` is 4 and not 5"),
+        (["--per-device-train-batch-size", "2"], "`entries of a step` is 4 and not 2"),
+        (["--held-out", "5"], "`held_out` is 4 and not 5"),
         (["--seed", "1"], "`seed` is 42 and not 1"),
-        (["--learning_rate", "1e-6"], "`learning_rate` is 0.01 and not 1e-06"),
-        (["--lr_scheduler_type", "linear"], "`lr_scheduler_type` is 'cosine' and not 'linear'"),
+        (["--learning-rate", "1e-6"], "`learning_rate` is 0.01 and not 1e-06"),
+        (["--lr-scheduler-type", "linear"], "`lr_scheduler_type` is 'cosine' and not 'linear'"),
         (
-            ["--weight_decay", "0", "--adam_beta2", "0.9"],
+            ["--weight-decay", "0", "--adam-beta2", "0.9"],
             "`adam_beta2` is 0.95 and not 0.9, `weight_decay` is 0.1 and not 0.0",
         ),
-        (["--decay_gates_and_scales"], "`decay_gates_and_scales` is False and not True"),
+        (["--decay-gates-and-scales"], "`decay_gates_and_scales` is False and not True"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(refusal, whole, more, message):
     expected = f"error: A resumed run must have the settings of its checkpoint, where {message}."
-    assert refusal("--resume_from_checkpoint", whole / "checkpoint-3", *more) == expected
+    assert refusal("--resume-from-checkpoint", whole / "checkpoint-3", *more) == expected
 
 
 def test_a_resumed_run_may_log_save_and_end_otherwise_and_does(folder, whole, tmp_path):
-    other = ["--logging_steps", 2, "--save_steps", 4, "--eval_steps", 5, "--max_steps", 10]
+    other = ["--logging-steps", 2, "--save-steps", 4, "--eval-steps", 5, "--max-steps", 10]
     pretrain.main(flags(folder, tmp_path / "longer", *other))
-    resume = ["--resume_from_checkpoint", whole / "checkpoint-3"]
+    resume = ["--resume-from-checkpoint", whole / "checkpoint-3"]
     pretrain.main(flags(folder, tmp_path / "resumed", *other, *resume))
     entries = history(tmp_path / "resumed")
     assert [entry["step"] for entry in entries if "loss" in entry and entry["step"] > 3] == [4, 5, 6, 8, 10]
@@ -264,9 +264,9 @@ def test_a_resumed_run_may_log_save_and_end_otherwise_and_does(folder, whole, tm
 
 
 def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
-    assert "must be a checkpoint with a trainer_state.json" in refusal("--resume_from_checkpoint", folder)
-    assert "must be a checkpoint with a run_settings.json" in refusal("--resume_from_checkpoint", whole)
-    assert "needs a checkpoint in" in refusal("--resume_from_checkpoint", "true")
+    assert "must be a checkpoint with a trainer_state.json" in refusal("--resume-from-checkpoint", folder)
+    assert "must be a checkpoint with a run_settings.json" in refusal("--resume-from-checkpoint", whole)
+    assert "needs a checkpoint in" in refusal("--resume-from-checkpoint", "true")
 
 
 @pytest.mark.parametrize(
@@ -274,17 +274,17 @@ def test_what_is_no_checkpoint_is_refused(refusal, whole, folder):
     [
         (["--dataset", "absent.jsonl"], "got none that holds anything in absent.jsonl"),
         (["--dataset", "one.txt"], "The held-out texts must hold at least one block of 32 tokens, got 11"),
-        (["--held_out", "1000"], "more documents than the 1000 of `--held_out`, got 40"),
-        (["--block_size", "3000"], "`--block_size` must be at most the 2048 of `max_position_embeddings`, got 3000"),
-        (["--block_size", "2000"], "must hold at least one block of 2000 tokens"),
+        (["--held-out", "1000"], "more documents than the 1000 of `--held-out`, got 40"),
+        (["--block-size", "3000"], "`--block-size` must be at most the 2048 of `max_position_embeddings`, got 3000"),
+        (["--block-size", "2000"], "must hold at least one block of 2000 tokens"),
         (["--tokenizer", "./absent"], "The tokenizer must be a hub id or a folder with one, got ./absent"),
-        (["--config", "large"], "must be a JSON file or one of tiny, "),
-        (["--model", "absent"], "`--model` brings its shape and its tokenizer with it, got `--config` too"),
+        (["--preset", "large"], "must be a JSON file or one of tiny, "),
+        (["--model", "absent"], "`--model` brings its shape and its tokenizer with it, got `--preset` too"),
         (["--streaming"], "`--streaming` needs a `--tokenizer`"),
-        (["--remove_unused_columns", "true"], "`--remove_unused_columns` must be false"),
-        (["--earlier_loops_weight", "1", "--label_smoothing_factor", "0.1"], "does not go with"),
-        (["--attn_implementation", "flash_attention_2"], "invalid choice"),
-        (["--muon", "--decay_gates_and_scales"], "is for AdamW alone"),
+        (["--remove-unused-columns", "true"], "`--remove-unused-columns` must be false"),
+        (["--earlier-loops-weight", "1", "--label-smoothing-factor", "0.1"], "does not go with"),
+        (["--attn-implementation", "flash_attention_2"], "invalid choice"),
+        (["--muon", "--decay-gates-and-scales"], "is for AdamW alone"),
     ],
 )
 def test_wrong_input_is_refused_before_training(refusal, tmp_path, monkeypatch, more, message):
@@ -301,17 +301,17 @@ def test_wrong_input_is_refused_before_training(refusal, tmp_path, monkeypatch, 
             "`--set` takes FIELD=VALUE with a field of PLTConfig, got 'num_loop=3'; is `num_loops` meant?",
         ),
         (["--set", "num_loops=0"], "must be an integer of at least 1, got 0"),
-        (["--config", "large"], "must be a JSON file or one of tiny, "),
-        (["--learning_rate", "-1"], "`--learning_rate` must be a number of at least 0, got -1.0."),
+        (["--preset", "large"], "must be a JSON file or one of tiny, "),
+        (["--learning-rate", "-1"], "`--learning-rate` must be a number of at least 0, got -1.0."),
         (["--tokenizer", "./absent"], "got ./absent, which is no folder, and of the hub: "),
-        (["--block_size", "3000"], "must be at most the 2048"),
-        (["--report_to", "clearml"], "`--report_to` must be trackers that are installed, got clearml."),
-        (["--output_dir", "/proc/absent"], "`--output_dir` must be a folder to write into, got /proc/absent: "),
-        (["--attn_implementation", "flex_attention"], "needs a GPU: on a CPU it has no backward."),
-        (["--earlier_loops_weight", "-1"], "must be at least 0, got -1.0"),
+        (["--block-size", "3000"], "must be at most the 2048"),
+        (["--report-to", "clearml"], "`--report-to` must be trackers that are installed, got clearml."),
+        (["--output-dir", "/proc/absent"], "`--output-dir` must be a folder to write into, got /proc/absent: "),
+        (["--attn-implementation", "flex_attention"], "needs a GPU: on a CPU it has no backward."),
+        (["--earlier-loops-weight", "-1"], "must be at least 0, got -1.0"),
         (["--streaming"], "`--streaming` needs a `--tokenizer`"),
-        (["--block_sise", "32"], "error: --block_sise is no argument of this command; is --block_size meant?"),
-        (["--chat_template_path", "x"], "error: --chat_template_path is no argument of this command."),
+        (["--block-sise", "32"], "error: --block-sise is no argument of this command; is --block-size meant?"),
+        (["--chat-template-path", "x"], "error: --chat-template-path is no argument of this command."),
     ],
 )
 def test_what_needs_no_data_is_refused_before_data_is_read(refusal, monkeypatch, capsys, more, message):
@@ -325,7 +325,7 @@ def test_help_shows_commands_that_can_be_copied(capsys):
     with pytest.raises(SystemExit):
         parse("plt pretrain", pretrain.__doc__, (ModelArguments,), ["--help"])
     text = capsys.readouterr().out
-    (command,) = re.findall(r"accelerate launch -m (.*?)--output_dir", text, flags=re.DOTALL)
+    (command,) = re.findall(r"plt pretrain (--preset .*?)--output-dir", text, flags=re.DOTALL)
     assert command.count(" \\\n") == 2
 
 
@@ -353,17 +353,17 @@ def test_the_look_whether_a_folder_can_be_written_makes_and_removes_none(tmp_pat
 
 def test_one_text_file_is_enough(folder, tmp_path):
     (tmp_path / "input.txt").write_text("def add(x):\n    return x + 1\n" * 200)
-    pretrain.main(flags(folder, tmp_path / "run", "--dataset", tmp_path / "input.txt", "--save_strategy", "no"))
+    pretrain.main(flags(folder, tmp_path / "run", "--dataset", tmp_path / "input.txt", "--save-strategy", "no"))
     held_out = [entry["eval_loss"] for entry in history(tmp_path / "run") if "eval_loss" in entry]
     assert held_out[-1] < held_out[0]
 
 
 def test_streaming_needs_a_number_of_steps(refusal, folder):
-    assert "needs `--max_steps`" in refusal("--streaming", "--tokenizer", folder / "tokenizer", "--max_steps", "-1")
+    assert "needs `--max-steps`" in refusal("--streaming", "--tokenizer", folder / "tokenizer", "--max-steps", "-1")
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated:FutureWarning")
 def test_reentrant_checkpointing_of_several_processes_is_refused(refusal, monkeypatch):
     monkeypatch.setattr(PretrainingArguments, "world_size", 2)
-    message = refusal("--gradient_checkpointing_kwargs", '{"use_reentrant": true}')
+    message = refusal("--gradient-checkpointing-kwargs", '{"use_reentrant": true}')
     assert "must leave `use_reentrant` false with several processes" in message

@@ -31,7 +31,7 @@ def flags(folder, output, batch_size, *more) -> list[str]:
     return as_flags(values, *more)
 
 
-TWO_STEPS = ["--max_steps", 2, "--save_steps", 1, "--learning_rate", 0.01, "--warmup_steps", 0]
+TWO_STEPS = ["--max-steps", 2, "--save-steps", 1, "--learning-rate", 0.01, "--warmup-steps", 0]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         runs.append(flags(folder, f"{kind}-step", 2, *ONE_STEP, *sharding(kind)))
         runs.append(flags(folder, f"{kind}-whole", 2, *TWO_STEPS, *sharding(kind)))
         checkpoint = folder / f"{kind}-whole/checkpoint-1"
-        resuming = ["--resume_from_checkpoint", checkpoint, *sharding(kind)]
+        resuming = ["--resume-from-checkpoint", checkpoint, *sharding(kind)]
         runs.append(flags(folder, f"{kind}-resumed", 2, *TWO_STEPS, *resuming))
     run_in_two_processes(folder, [["pretrain", run] for run in runs])
     return folder

@@ -20,7 +20,7 @@ from training_plt.heal import __main__ as heal
 
 pytestmark = pytest.mark.slow
 KINDS = ("copies", "sharded")
-LORA = ["--use_peft", "--lora_dropout", 0, "--lora_r", 4, "--lora_target_modules", "q_proj", "down_proj", "--merge"]
+LORA = ["--use-peft", "--lora-dropout", 0, "--lora-r", 4, "--lora-target-modules", "q_proj", "down_proj", "--merge"]
 CHATS = [
     [{"role": "user", "content": f"def f{'x' * number}"}, {"role": "assistant", "content": f"({number}, width):"}]
     for number in range(24)

@@ -76,7 +76,7 @@ def test_the_default_is_the_standard_library():
         ({"a.jsonl": "{"}, "must hold documents that can be read, got .*: JSON parse error"),
         ({"a.txt": "x", "b.csv": "text\nx\n"}, "must be files of one kind .* got files of csv and text"),
         ({"a.bin": "x"}, "got none that holds anything"),
-        ({"a.txt": "x", "b.txt": "y"}, "more documents than the 2 of `--held_out`, got 2"),
+        ({"a.txt": "x", "b.txt": "y"}, "more documents than the 2 of `--held-out`, got 2"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
@@ -96,5 +96,6 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
 
 @pytest.mark.parametrize("name, value", [("held_out", 0), ("block_size", 1)])
 def test_numbers_that_are_too_small_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"`--{name}` must be at least {value + 1}, got {value}"):
+    flag = name.replace("_", "-")
+    with pytest.raises(ValueError, match=f"`--{flag}` must be at least {value + 1}, got {value}"):
         TextArguments(**{name: value})

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of the training commands: dataclasses, from flags, or from one YAML file and flags."""
+"""The arguments of the training commands: dataclasses, from flags, or from one YAML file and flags.
+
+TRL's parser reads such a file too, but as defaults, which argparse does not check: a wrong choice, a number that is no
+integer, or one word in place of a list come through.
+"""
 
 import json
 import sys
@@ -70,7 +74,7 @@ def read_flags(path: Path) -> list[str]:
     """The fields of a YAML file as flags, so that they are read as flags are.
 
     Raises:
-        ValueError: the file holds no fields.
+        ValueError: the file holds no fields, or one without a value.
     """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -78,7 +82,10 @@ def read_flags(path: Path) -> list[str]:
         raise ValueError(f"{path} must be YAML, got: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold fields and values, got {type(fields).__name__}.")
-    return [word for name, value in fields.items() if value is not None for word in (f"--{name}", *words(value))]
+    empty = [name for name, value in fields.items() if value is None]
+    if empty:
+        raise ValueError(f"{path} must give every field a value, got none for `{empty[0]}`.")
+    return [word for name, value in fields.items() for word in (f"--{name}", *words(value))]
 
 
 def words(value: Any) -> list[str]:

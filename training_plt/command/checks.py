@@ -26,9 +26,9 @@ def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: st
         )
     missing = sorted(set(arguments.report_to) - set(get_available_reporting_integrations()))
     if missing:
-        raise ValueError(f"`--report_to` must be trackers that are installed, got {', '.join(missing)}.")
+        raise ValueError(f"`--report-to` must be trackers that are installed, got {', '.join(missing)}.")
     if attn_implementation == "flex_attention" and arguments.device.type == "cpu":
-        raise NotImplementedError("`--attn_implementation flex_attention` needs a GPU: on a CPU it has no backward.")
+        raise NotImplementedError("`--attn-implementation flex_attention` needs a GPU: on a CPU it has no backward.")
     if arguments.process_index == 0:
         refuse_unwritable(Path(arguments.output_dir or "."))
 
@@ -40,13 +40,13 @@ def refuse_unwritable(folder: Path) -> None:
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"`--output_dir` must be a folder to write into, got {folder}: {error.strerror}.") from None
+        raise ValueError(f"`--output-dir` must be a folder to write into, got {folder}: {error.strerror}.") from None
 
 
 def refuse_long_blocks(block_size: int, config: PLTConfig) -> None:
     """A block must not be longer than the model's positions."""
     if block_size > config.max_position_embeddings:
         raise ValueError(
-            f"`--block_size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
+            f"`--block-size` must be at most the {config.max_position_embeddings} of `max_position_embeddings`, got "
             f"{block_size}."
         )

@@ -35,7 +35,7 @@ class TextArguments:
     def __post_init__(self) -> None:
         for name, least in (("held_out", 1), ("block_size", 2)):
             if getattr(self, name) < least:
-                raise ValueError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(f"`--{name.replace('_', '-')}` must be at least {least}, got {getattr(self, name)}.")
 
 
 def load_texts(arguments: TextArguments) -> tuple[Dataset | IterableDataset, Dataset]:
@@ -63,7 +63,7 @@ def load_texts(arguments: TextArguments) -> tuple[Dataset | IterableDataset, Dat
     train, held_out = hold_out(texts.select_columns("text"), arguments.held_out)
     if next(iter(train), None) is None:
         raise ValueError(
-            f"`--dataset` must have more documents than the {arguments.held_out} of `--held_out`, got {len(held_out)}."
+            f"`--dataset` must have more documents than the {arguments.held_out} of `--held-out`, got {len(held_out)}."
         )
     return train, held_out
 

@@ -2,7 +2,7 @@
 """Say what each loop of a saved model adds on a text, and which loop count that speaks for.
 
     plt diagnose --model runs/demo/plt --text README.md --output runs/diagnose
-    plt diagnose --model MODEL --text held_out.txt --output DIR --dtype bfloat16 --max_sequences 64
+    plt diagnose --model MODEL --text held_out.txt --output DIR --dtype bfloat16 --max-sequences 64
 
 `MODEL` is a PLT, a vanilla loop, a plain decoder or anything between them, as a folder or hub id of this package.
 `training_plt.diagnose.diagnostics` defines what is measured.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Fine-tune a saved PLT on chats, all of its weights or an adapter, through TRL's `SFTTrainer`.
 
-    plt finetune --model MODEL --dataset chats.jsonl --output_dir runs/finetune --learning_rate 2e-5
-    plt finetune --model MODEL --dataset chats.jsonl --output_dir runs/lora \
-        --use_peft --merge --learning_rate 2e-4
+    plt finetune --model MODEL --dataset chats.jsonl --output-dir runs/finetune --learning-rate 2e-5
+    plt finetune --model MODEL --dataset chats.jsonl --output-dir runs/lora \
+        --use-peft --merge --learning-rate 2e-4
 
 `MODEL` is a folder or hub id of this package; each line of `chats.jsonl` is `{"messages": [{"role": "user", "content":
 "..."}, {"role": "assistant", "content": "..."}]}`. Other arguments are those of TRL's `SFTConfig` and `ModelConfig`; a
@@ -96,10 +96,10 @@ def check_chat_format(tokenizer: PreTrainedTokenizerBase, args: FinetuneArgument
     """
     if tokenizer.chat_template is None and args.chat_template_path is None:
         raise ValueError(
-            "The tokenizer must have a chat template, got none; give one by `--chat_template_path FILE.jinja`."
+            "The tokenizer must have a chat template, got none; give one by `--chat-template-path FILE.jinja`."
         )
     if tokenizer.pad_token is None and tokenizer.eos_token is None and args.eos_token is None:
-        raise ValueError("The tokenizer must have an end token, got none; name one by `--eos_token TOKEN`.")
+        raise ValueError("The tokenizer must have an end token, got none; name one by `--eos-token TOKEN`.")
 
 
 def settings_of(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments) -> dict[str, Any]:

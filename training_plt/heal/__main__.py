@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a converted checkpoint until it is as good a PLT as its source was a model.
 
-    plt heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --max_steps 500 \
-        --learning_rate 1e-3 --block_size 128
-    plt heal --model CONVERTED --teacher SOURCE --output_dir runs/healed --bf16 \
-        --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 --max_steps 2000
+    plt heal --model CONVERTED --teacher SOURCE --output-dir runs/healed --max-steps 500 \
+        --learning-rate 1e-3 --block-size 128
+    plt heal --model CONVERTED --teacher SOURCE --output-dir runs/healed --bf16 \
+        --dataset HuggingFaceFW/fineweb-edu --dataset-config sample-10BT --streaming --block-size 4096 --max-steps 2000
 
 `CONVERTED` is what `plt convert SOURCE CONVERTED --to-plt` writes. `SOURCE` may be anything that transformers loads
 without code from the checkpoint; of other publishers' models, the exact conversion without `--to-plt`. Further
@@ -59,7 +59,7 @@ class HealArguments(DistillationArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.new_rate <= 0:
-            raise ValueError(f"`--new_rate` must be above 0, got {self.new_rate}.")
+            raise ValueError(f"`--new-rate` must be above 0, got {self.new_rate}.")
 
 
 @dataclass
@@ -136,7 +136,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
         refuse_other_settings(checkpoint, settings)
     refuse_long_blocks(texts.block_size, config)
     if texts.streaming and training.max_steps <= 0:
-        raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
+        raise ValueError("`--streaming` needs `--max-steps`: the length of the texts is not known.")
     teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, config, tokenizer)
     data = data_of(load_texts(texts), texts, training, tokenizer)
 

@@ -27,9 +27,9 @@ class DistillationArguments:
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0:
-            raise ValueError(f"`--kl_weight` must be at least 0, got {self.kl_weight}.")
+            raise ValueError(f"`--kl-weight` must be at least 0, got {self.kl_weight}.")
         if self.kl_temperature <= 0:
-            raise ValueError(f"`--kl_temperature` must be above 0, got {self.kl_temperature}.")
+            raise ValueError(f"`--kl-temperature` must be above 0, got {self.kl_temperature}.")
 
 
 def add_teacher(model: PLTForCausalLM, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Train a looped model from scratch, or go on with a saved one, on packed texts, with Trainer.
 
-    plt pretrain --output_dir runs/tiny --max_steps 200 --learning_rate 3e-3
-    plt pretrain --config plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
-        --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming --block_size 4096 \
-        --max_steps 10000 --output_dir runs/plt-1.2b
+    plt pretrain --output-dir runs/tiny --max-steps 200 --learning-rate 3e-3
+    plt pretrain --preset plt-1.2b --tokenizer HuggingFaceTB/SmolLM2-135M --bf16 \
+        --dataset HuggingFaceFW/fineweb-edu --dataset-config sample-10BT --streaming --block-size 4096 \
+        --max-steps 10000 --output-dir runs/plt-1.2b
 
 The first takes minutes on a CPU. `--model FOLDER` goes on with the weights that are saved there. Arguments are those
 of `TrainingArguments`, with the optimizer of arXiv 2606.18023 as the default, and a few more; a YAML file of them may
@@ -63,7 +63,7 @@ def prepare(
     """
     checkpoint = find_checkpoint(training)
     if model_arguments.earlier_loops_weight and training.label_smoothing_factor:
-        raise NotImplementedError("`--earlier_loops_weight` does not go with `--label_smoothing_factor`.")
+        raise NotImplementedError("`--earlier-loops-weight` does not go with `--label-smoothing-factor`.")
     refuse_what_cannot_run(training, model_arguments.attn_implementation)
     tokenizer = choose_tokenizer(model_arguments, checkpoint)
     config = choose_shape(model_arguments, tokenizer)
@@ -114,7 +114,7 @@ def refuse_endless(
     if texts.streaming and tokenizer is None:
         raise ValueError("`--streaming` needs a `--tokenizer`: one is trained on texts that are read in advance only.")
     if texts.streaming and training.max_steps <= 0:
-        raise ValueError("`--streaming` needs `--max_steps`: the length of the texts is not known.")
+        raise ValueError("`--streaming` needs `--max-steps`: the length of the texts is not known.")
 
 
 def first_weights(arguments: ModelArguments, config: PLTConfig) -> PLTForCausalLM:

@@ -23,8 +23,8 @@ class ModelArguments:
     model: str | None = field(
         default=None, metadata={"help": "a folder or hub id of this package, to go on with its weights"}
     )
-    config: str = field(
-        default="tiny", metadata={"help": f"a JSON file of fields of PLTConfig, or one of {', '.join(PRESETS)}"}
+    preset: str = field(
+        default="tiny", metadata={"help": f"Shape: one of {', '.join(PRESETS)}, or a JSON file of PLTConfig's fields."}
     )
     set: list[str] = field(default_factory=list, metadata={"help": "further fields, each as FIELD=VALUE"})
     tokenizer: str | None = field(
@@ -44,14 +44,15 @@ class ModelArguments:
     def __post_init__(self) -> None:
         given = [
             name
-            for name in ("config", "tokenizer", "bpe_size")
+            for name in ("preset", "tokenizer", "bpe_size")
             if getattr(self, name) != getattr(ModelArguments, name)
         ]
         given += ["set"] * bool(self.set)
         if self.model is not None and given:
-            raise ValueError(f"`--model` brings its shape and its tokenizer with it, got `--{given[0]}` too.")
+            flag = given[0].replace("_", "-")
+            raise ValueError(f"`--model` brings its shape and its tokenizer with it, got `--{flag}` too.")
         if self.muon and self.decay_gates_and_scales:
-            raise ValueError("`--decay_gates_and_scales` is for AdamW alone, got `--muon` too.")
+            raise ValueError("`--decay-gates-and-scales` is for AdamW alone, got `--muon` too.")
 
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PLTConfig:
@@ -66,16 +67,16 @@ def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase |
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
         completed = {"vocab_size": size} | {name: getattr(tokenizer, name) for name in tokens}
     try:
-        given = read_fields(arguments.config) | parse_assignments(arguments.set)
+        given = read_fields(arguments.preset) | parse_assignments(arguments.set)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("`") else f"`--set` {error}") from None
     unknown = given.keys() - PLTConfig.__dataclass_fields__.keys()
     if unknown:
-        raise ValueError(f"`--config` must hold fields of PLTConfig, got {', '.join(sorted(unknown))}.")
+        raise ValueError(f"`--preset` must hold fields of PLTConfig, got {', '.join(sorted(unknown))}.")
     try:
         config = PLTConfig(**(completed | given))
     except StrictDataclassError as error:
-        raise ValueError(f"`--config`: {error}") from None
+        raise ValueError(f"`--preset`: {error}") from None
     if config.vocab_size < size:
         raise ValueError(f"`vocab_size` must be at least the {size} of the tokenizer, got {config.vocab_size}.")
     return config

@@ -51,21 +51,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_fields(config: str) -> dict[str, Any]:
+def read_fields(preset: str) -> dict[str, Any]:
     """Fields of a preset, or of a JSON file.
 
     Raises:
         ValueError: there is no such preset or file, or it holds no fields.
     """
-    if config in PRESETS:
-        return PRESETS[config]
-    path = Path(config)
+    if preset in PRESETS:
+        return PRESETS[preset]
+    path = Path(preset)
     if not path.is_file():
-        raise ValueError(f"`--config` must be a JSON file or one of {', '.join(PRESETS)}, got {config}.")
+        raise ValueError(f"`--preset` must be a JSON file or one of {', '.join(PRESETS)}, got {preset}.")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"`--config` must be a JSON file, got {config}: {error}") from None
+        raise ValueError(f"`--preset` must be a JSON file, got {preset}: {error}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"`--config` must be a JSON object of fields, got {type(fields).__name__} in {config}.")
+        raise ValueError(f"`--preset` must be a JSON object of fields, got {type(fields).__name__} in {preset}.")
     return fields

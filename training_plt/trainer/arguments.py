@@ -33,17 +33,17 @@ class PretrainingArguments(TrainingArguments):
         refuse_rate(self)
         refuse_filter(self)
         if self.remove_unused_columns:
-            raise ValueError("`--remove_unused_columns` must be false: packed texts have a column of lengths.")
+            raise ValueError("`--remove-unused-columns` must be false: packed texts have a column of lengths.")
         if self.include_num_input_tokens_seen != "all":
             raise ValueError(
-                "`--include_num_input_tokens_seen` must be all, of which the speed is computed, got "
+                "`--include-num-input-tokens-seen` must be all, of which the speed is computed, got "
                 f"{self.include_num_input_tokens_seen}."
             )
 
 
 def refuse_rate(arguments: TrainingArguments) -> None:
     if not 0 <= arguments.learning_rate < math.inf:
-        raise ValueError(f"`--learning_rate` must be a number of at least 0, got {arguments.learning_rate}.")
+        raise ValueError(f"`--learning-rate` must be a number of at least 0, got {arguments.learning_rate}.")
 
 
 def refuse_reentrant(arguments: TrainingArguments) -> None:

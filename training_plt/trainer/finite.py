@@ -37,7 +37,7 @@ class StopAtNonFinite(TrainerCallback):
             if is_watched and not math.isfinite(value):
                 raise NotFinite(
                     f"Training stopped at step {state.global_step}: `{name}` must be a finite number, got {value}. "
-                    f"Nothing was saved since the last checkpoint; a lower `--learning_rate` may help."
+                    f"Nothing was saved since the last checkpoint; a lower `--learning-rate` may help."
                 )
 
 
@@ -48,7 +48,7 @@ def refuse_filter(arguments: TrainingArguments) -> None:
         ValueError: it is told to.
     """
     if arguments.logging_nan_inf_filter:
-        raise ValueError("`--logging_nan_inf_filter` must be false: a run stops at a loss that is no number.")
+        raise ValueError("`--logging-nan-inf-filter` must be false: a run stops at a loss that is no number.")
 
 
 @contextmanager

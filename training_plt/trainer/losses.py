@@ -41,9 +41,9 @@ def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
 
 def refuse_weight(weight: float, num_loops: int) -> None:
     if weight < 0:
-        raise ValueError(f"`--earlier_loops_weight` must be at least 0, got {weight}.")
+        raise ValueError(f"`--earlier-loops-weight` must be at least 0, got {weight}.")
     if weight and num_loops == 1:
-        raise ValueError("`--earlier_loops_weight` needs a model of at least 2 loops, got 1.")
+        raise ValueError("`--earlier-loops-weight` needs a model of at least 2 loops, got 1.")
 
 
 def is_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -26,7 +26,7 @@ OPTIMIZATION = (
 
 
 def find_checkpoint(arguments: TrainingArguments) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names, which is a folder, or `true` for the last of the run.
+    """The checkpoint that `--resume-from-checkpoint` names, which is a folder, or `true` for the last of the run.
 
     Raises:
         ValueError: there is none.
@@ -38,10 +38,10 @@ def find_checkpoint(arguments: TrainingArguments) -> Path | None:
         output = Path(arguments.output_dir or "")
         value = get_last_checkpoint(output) if output.is_dir() else None
         if value is None:
-            raise ValueError(f"`--resume_from_checkpoint true` needs a checkpoint in {output}, got none.")
+            raise ValueError(f"`--resume-from-checkpoint true` needs a checkpoint in {output}, got none.")
     folder = Path(value)
     if not (folder / STATE_FILE).is_file():
-        raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {STATE_FILE}, got {folder}.")
+        raise ValueError(f"`--resume-from-checkpoint` must be a checkpoint with a {STATE_FILE}, got {folder}.")
     return folder
 
 
@@ -53,11 +53,11 @@ def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """
     file = checkpoint / SETTINGS_FILE
     if not file.is_file():
-        raise ValueError(f"`--resume_from_checkpoint` must be a checkpoint with a {SETTINGS_FILE}, got {checkpoint}.")
+        raise ValueError(f"`--resume-from-checkpoint` must be a checkpoint with a {SETTINGS_FILE}, got {checkpoint}.")
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept.keys() != settings.keys():
         names = ", ".join(f"`{name}`" for name in sorted(kept.keys() ^ settings.keys()))
-        raise ValueError(f"`--resume_from_checkpoint` must be of this release, got {file} of another, by its {names}.")
+        raise ValueError(f"`--resume-from-checkpoint` must be of this release, got {file} of another, by its {names}.")
     before, now = flat(kept), flat(json.loads(json.dumps(settings)))
     others = [
         f"`{name}` is {before.get(name, 'not told')!r} and not {now.get(name, 'not told')!r}"
