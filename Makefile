@@ -9,7 +9,7 @@ VENV ?= .venv
 # another release of transformers than the pinned one: make test VENV=.venv-5.19 TRANSFORMERS=5.19.0
 TRANSFORMERS ?= $(shell sed -n 's/^transformers==//p' constraints.txt)
 
-EXTRAS ?= train,eval,convert,bench,dev
+EXTRAS ?= train,eval,convert,bench,dev,site
 
 BIN = $(abspath $(VENV))/bin
 RUN = runs/demo
@@ -19,7 +19,7 @@ CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
 EXPERIMENTS ?= swaps reach scales hops mano capo language window
 
-.PHONY: demo results serve test test-serve test-all test-peers lint format types docs docs/tools.md build clean
+.PHONY: demo results serve test test-serve test-all test-peers lint format types docs docs/tools.md site build clean
 
 VLLM_VENV ?= .venv-vllm
 VLLM_READY = $(VLLM_VENV)/ready
@@ -124,6 +124,10 @@ types: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pytest tests/examples tests/conversion/test_contributing.py
 	$(if $(wildcard .venv-tools),$(MAKE) docs/tools.md)
+
+# the pages and the docstrings as a site, in build/site; fails if a link leads nowhere
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # build what is released, install it into an empty environment, and use it there
 build: $(READY)

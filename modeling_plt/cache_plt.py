@@ -327,7 +327,8 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         """Append the keys and values of several loops and return what those loops see of their own.
 
         Args:
-            key_states, value_states: `[B, R, Hkv, T, Dh]`.
+            key_states: `[B, R, Hkv, T, Dh]`.
+            value_states: as the keys.
             layer_idx: the decoder layer.
             loops: the R loops they belong to.
             num_tokens: how many tokens are new; windows take the last T of them.
