@@ -39,7 +39,7 @@ class Setup:
 
 def row_config(fields: dict, row: Row) -> PreTrainedConfig:
     """The config of a row: `PLTConfig`, or `LlamaConfig` with its values."""
-    config = PLTConfig(**fields, **row.mechanisms, num_loops=row.num_loops)
+    config = PLTConfig(**fields, **row.fields)
     config.num_hidden_layers *= row.depth
     if not row.is_llama:
         return config

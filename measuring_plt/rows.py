@@ -29,29 +29,42 @@ class Row:
     is_llama: bool = False
 
     @property
+    def fields(self) -> dict[str, bool | int | str]:
+        """Of PLTConfig, but for the number of layers."""
+        return {"num_loops": self.num_loops} | self.mechanisms
+
+    @property
     def num_passes(self) -> int:
         """Passes of a plain model's layers that a token takes."""
         return self.num_loops * self.depth
 
 
-PLAIN = Row("plain", "one loop", 1, PLT)
-LLAMA = Row("llama", "transformers' LlamaForCausalLM with the weights of plain", 1, PLT, is_llama=True)
-ROWS = {
+IN_TURN = "plt-2, in turn"
+ALL_ROWS = {
     row.name: row
     for row in (
-        PLAIN,
-        LLAMA,
+        Row("plain", "one loop", 1, PLT),
+        Row("llama", "transformers' LlamaForCausalLM with the weights of plain", 1, PLT, is_llama=True),
         Row("loop-2", "vanilla loop: two loops, each with its full KV cache, one after another", 2, LOOP),
         Row("shift-2", "+ shift: both loops of a token in one pass", 2, SHIFT),
         Row("shared-2", "+ shared KV: later loops attend to the first one's KV cache", 2, SHARED),
         Row("plt-2", "+ gated window: PLT with two loops", 2, PLT),
         Row("plt-3", "PLT with three loops", 3, PLT),
         Row("deep-2", "plain, with twice the layers", 1, PLT, depth=2),
+        Row(IN_TURN, "PLT with two loops, one after another", 2, PLT | {"one_pass": False}),
+        Row("plt-4", "PLT with four loops", 4, PLT),
+        Row("loop-3", "vanilla loop with three loops", 3, LOOP),
+        Row("loop-4", "vanilla loop with four loops", 4, LOOP),
+        Row("deep-3", "plain, with three times the layers", 1, PLT, depth=3),
     )
 }
+PLAIN, LLAMA = ALL_ROWS["plain"], ALL_ROWS["llama"]
+ABLATION = ("plain", "loop-2", "shift-2", "shared-2", "plt-2", "plt-3", "deep-2")
+ROWS = {name: row for name, row in ALL_ROWS.items() if name in (*ABLATION, "llama")}  # of `plt bench`
+# by the number of loops, from one on
 LOOPED_ROWS = {
-    "PLT": [PLAIN, *(Row(f"plt-{loops}", "", loops, PLT) for loops in (2, 3, 4))],
-    "vanilla loop": [PLAIN, *(Row(f"loop-{loops}", "", loops, LOOP) for loops in (2, 3, 4))],
+    "PLT": [PLAIN, *(ALL_ROWS[f"plt-{loops}"] for loops in (2, 3, 4))],
+    "vanilla loop": [PLAIN, *(ALL_ROWS[f"loop-{loops}"] for loops in (2, 3, 4))],
 }
 
 PUBLISHED = (

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of models, with what is measured for each unless the command line says otherwise."""
 
-# fields of PLTConfig
+# fields of PLTConfig; a size is called after the parameters of its plain row
 COMMON = {"vocab_size": 32000, "max_position_embeddings": 131072, "sliding_window": 64, "num_hidden_layers": 16}
 SIZES = {
     "tiny": COMMON
     | {"vocab_size": 256, "sliding_window": 8, "num_hidden_layers": 2}
-    | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
+    # heads of 32, the least that vLLM takes on a CPU
+    | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "0.3b": COMMON
+    | {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 4},
     "0.5b": COMMON
     | {"hidden_size": 1536, "intermediate_size": 4608, "num_attention_heads": 24, "num_key_value_heads": 4},
-    # the paper's dense model; the MLP's three matrices of that width make it 1.9B parameters here
-    "1.2b": COMMON
+    "1.3b": COMMON
+    | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 4}
+    | {"num_hidden_layers": 20},
+    # the paper's dense model of 1.2B, if each of the MLP's three matrices has its width of 16384
+    "1.9b": COMMON
     | {"hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 32, "num_key_value_heads": 8},
 }
 

@@ -17,7 +17,7 @@ PACKAGES = {name.split(".")[0] for name in SETUP["options"]["packages"].split()}
 EXTRAS = {  # that the folder's users are told to install; the other folders have the core alone
     "conversion_plt": ["convert"],
     "examples": ["train", "eval", "smollm2"],
-    "laboratory": ["bench", "train", "tools"],  # of `tools`, what is asked for by name
+    "laboratory": ["bench", "train", "tools", "vllm"],  # of `tools`, what is asked for by name
     "measuring_plt": ["bench"],
     "serving_plt": ["vllm", "bench"],
     "tests": list(SETUP["options.extras_require"]),

@@ -3,14 +3,10 @@
 import torch
 
 from configuration_plt import PLTConfig
+from measuring_plt.rows import LOOP, PLT, SHARED, SHIFT
 from modeling_plt import PLTForCausalLM
 
-ABLATION_ROWS = {
-    "loop": {"loop_shift": False, "loop_attention": "own"},
-    "shift": {"loop_shift": True, "loop_attention": "own"},
-    "shared": {"loop_shift": True, "loop_attention": "shared"},
-    "gated_window": {"loop_shift": True, "loop_attention": "gated_window"},
-}
+ABLATION_ROWS = {"loop": LOOP, "shift": SHIFT, "shared": SHARED, "gated_window": PLT}
 
 
 def tiny_config(**overrides) -> PLTConfig:

@@ -267,7 +267,7 @@ def promise() -> str:
         records = read(file)["decode"]
         least = line(records, row="plt-2")["bound, ms"] / line(records, row="plain")["bound, ms"]
         add(f"a decoded token, {what}", file, ratios(records, batch=1), least, paper)
-    served = "serving/1.2b-avx512/benchmark"
+    served = "serving/1.3b-avx512/benchmark"
     steps, rereading = read(served)["decode"], line(read(served)["projections"], rows=2)["to one row"]
     names = {"vanilla loop, 2": "plt-2, in turn", "PLT-2": "plt-2", "PLT-3": "plt-3"}
     cells = {title: shown(line(steps, row=row, batch=1)["to plain"]) for title, row in names.items()}

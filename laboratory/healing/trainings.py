@@ -4,9 +4,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from measuring_plt import rows
+
 STEPS = 2000  # that a source is trained for
 SIZE = ["hidden_size=64", "intermediate_size=192", "num_hidden_layers=2"]
-VANILLA = ["loop_shift=False", "loop_attention=own"]
+VANILLA = [f"{name}={value}" for name, value in rows.LOOP.items()]
 LOOP = [*VANILLA, "embedding_scale=0.0", "hidden_scale=1.0"]  # as most published loops, and hardly used at this size
 EMBEDS = [*VANILLA, "embedding_scale=1.0", "hidden_scale=0.05"]  # whose later loop is needed
 SHARED = "--block_size 128 --held_out 12 --per_device_train_batch_size 8 --save_strategy no --eval_on_start"

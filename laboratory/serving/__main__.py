@@ -21,10 +21,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from measuring_plt.rows import IN_TURN
+from measuring_plt.sizes import SIZES
 from serving_plt.vllm.timed_engine import (
     FEW_ROWS,
     ROWS,
-    SIZES,
     Plan,
     Pools,
     ask,
@@ -38,7 +39,7 @@ from serving_plt.vllm.timed_engine import (
 
 from .report import write_report
 
-USUAL_ROWS = ["plain", "loop-2", "plt-2, in turn", "plt-2", "plt-3"]
+USUAL_ROWS = ["plain", "loop-2", IN_TURN, "plt-2", "plt-3"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 import vllm
 from matplotlib.figure import Figure
 
-from measuring_plt.rows import PUBLISHED, PUBLISHED_MS
+from measuring_plt.rows import IN_TURN, PUBLISHED, PUBLISHED_MS
 from measuring_plt.versions import versions
 from serving_plt.vllm.timed_engine import CONTEXT
 
@@ -19,8 +19,6 @@ from ..report import Section, write
 from ..setting import device_name, headline
 from ..timing import ratios_to_plain
 from . import loops as benchmark_loops
-
-IN_TURN = "plt-2, in turn"
 
 
 def write_report(

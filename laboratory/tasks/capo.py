@@ -8,7 +8,7 @@ import torch
 
 from .harness.definition import TEST_SEED, Experiment
 from .harness.examples import NO_ANSWER, Examples
-from .harness.sizes import ABLATION, FIELDS, SMEARED
+from .harness.sizes import CELLS, FIELDS, SMEARED
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
     task=Capo(),
     metric="bits",
     fields=FIELDS | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "sliding_window": 8},
-    cells=(*ABLATION, SMEARED),
+    cells=(*CELLS, SMEARED),
     learning_rates=(2e-3, 4e-3, 8e-3),
     steps=3000,
     batch_size=128,

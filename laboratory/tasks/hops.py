@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .harness.definition import Experiment, GeneratedTask
 from .harness.examples import NO_ANSWER, Examples
-from .harness.sizes import ABLATION, FIELDS, SMEARED
+from .harness.sizes import CELLS, FIELDS, SMEARED
 
 NOWHERE = -1
 
@@ -94,7 +94,7 @@ EXPERIMENT = Experiment(
     task=Hops(),
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 16},
-    cells=(*ABLATION, SMEARED),
+    cells=(*CELLS, SMEARED),
     learning_rates=(2e-3, 4e-3),
     steps=1000,
     batch_size=32,

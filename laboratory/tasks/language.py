@@ -15,7 +15,7 @@ from torch import Tensor
 from .harness.definition import Cell, Experiment
 from .harness.examples import Examples
 from .harness.python_text import BYTES_OF_PACKAGE, facts, read_documents
-from .harness.sizes import ABLATION, FIELDS, SMEARED
+from .harness.sizes import CELLS, FIELDS, SMEARED
 
 START = 256  # the token before a document, after the 256 bytes
 
@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
     task=Language(),
     metric="bits",
     fields=FIELDS | {"num_hidden_layers": 2, "sliding_window": 16},
-    cells=(*ABLATION, SMEARED, Cell("plain", longer=2)),
+    cells=(*CELLS, SMEARED, Cell("plain", longer=2)),
     learning_rates=(2e-3, 4e-3, 8e-3),
     steps=2000,
     batch_size=8,

@@ -9,7 +9,7 @@ import torch
 
 from .harness.definition import Experiment, GeneratedTask
 from .harness.examples import NO_ANSWER, Examples
-from .harness.sizes import ABLATION, FIELDS, SMEARED
+from .harness.sizes import CELLS, FIELDS, SMEARED
 
 OPERATORS = (operator.add, operator.sub, operator.mul)
 
@@ -99,7 +99,7 @@ EXPERIMENT = Experiment(
     task=Mano(num_tests=4096, modulus=5, max_operations=3),
     metric="accuracy",
     fields=FIELDS | {"num_hidden_layers": 1, "sliding_window": 8},
-    cells=(*ABLATION, SMEARED),
+    cells=(*CELLS, SMEARED),
     learning_rates=(2e-3, 4e-3),
     steps=5000,
     batch_size=64,

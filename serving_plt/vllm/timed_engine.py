@@ -16,18 +16,12 @@ import torch
 
 from configuration_plt import PLTConfig
 from conversion_plt.plan.plan import expected_shapes
-from measuring_plt.rows import LOOPED_ROWS, PLT
+from measuring_plt.rows import ALL_ROWS, IN_TURN, LOOPED_ROWS
+from measuring_plt.sizes import SIZES
 
-ROWS: dict[str, dict[str, Any]] = {  # fields of PLTConfig
-    row.name: {"num_loops": row.num_loops} | row.mechanisms for rows in LOOPED_ROWS.values() for row in rows
-} | {"plt-2, in turn": {"num_loops": 2, "one_pass": False} | PLT}
-COMMON = {"vocab_size": 32000, "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": None}
-SIZES = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "0.3b": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16},
-    "1.2b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 20, "num_attention_heads": 32},
-}
-SHARED = {"num_key_value_heads": 4, "sliding_window": 64}
+ROWS = {row.name: row for rows in LOOPED_ROWS.values() for row in rows} | {IN_TURN: ALL_ROWS[IN_TURN]}
+LONGEST_REQUEST = 8192  # tokens
+ENGINE = {"max_position_embeddings": LONGEST_REQUEST, "bos_token_id": None, "eos_token_id": None}
 CONTEXT = 32  # tokens in the cache when decoding begins
 LONGEST_STEP = 8192  # tokens of a step at most; longer prompts come in chunks
 FEW_ROWS = (1, 2, 3, 4, 8)  # of the projections alone: what further loops cost there is the hardware's
@@ -73,7 +67,7 @@ def open_engine(row: str, plan: Plan) -> dict[str, Any]:
     """Start the engine of this process; what there is to know of it."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     with TemporaryDirectory() as folder:
-        config = PLTConfig(**COMMON | SIZES[plan.size] | SHARED | ROWS[row])
+        config = PLTConfig(**SIZES[plan.size] | ENGINE | ROWS[row].fields)
         config.architectures = ["PLTForCausalLM"]
         config.save_pretrained(folder)
         ENGINES.append(start(folder, plan))
@@ -127,7 +121,7 @@ def start(folder: str, plan: Plan) -> Any:
         dtype=plan.dtype,
         enforce_eager=plan.eager,
         skip_tokenizer_init=True,
-        max_model_len=COMMON["max_position_embeddings"],
+        max_model_len=LONGEST_REQUEST,
         max_num_batched_tokens=min(longest, LONGEST_STEP),
         max_num_seqs=max(plan.batches),
         kv_cache_memory_bytes=plan.kv_bytes,

@@ -29,7 +29,7 @@ def to_plain(file: str, row: str, **where: object) -> float:
 
 
 def served(row: str, section: str = "decode", **where: object) -> float:
-    return measured("serving/1.2b-avx512/benchmark", "to plain", row, section=section, **where)
+    return measured("serving/1.3b-avx512/benchmark", "to plain", row, section=section, **where)
 
 
 # page, a sentence with `{}` for each number, and where each stands: study, row and column, or the number itself

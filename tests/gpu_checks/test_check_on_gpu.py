@@ -266,9 +266,9 @@ def test_wrong_tokens_are_a_row_that_differs(fault, monkeypatch):
         return answers(other, *arguments)
 
     answers = tokens.answers
-    right = tokens.check_tokens("a check", DRY, None, DRY.looped["PLT-2"])
+    right = tokens.check_tokens("a check", DRY, None, DRY.looped["plt-2"])
     monkeypatch.setattr(tokens, "answers", broken)
-    row = tokens.check_tokens("a check", DRY, None, DRY.looped["PLT-2"])
+    row = tokens.check_tokens("a check", DRY, None, DRY.looped["plt-2"])
     assert (right.result, row.result) == ("equal", "differs")
     assert row.figures["greatest difference of log probabilities"] > 10 * agreement.IN_FLOAT32
 
@@ -339,7 +339,7 @@ def test_what_is_timed_on_a_gpu_has_the_size_that_is_said():
     assert 1.2e9 < empty_model(FULL_SETUP, PLAIN).num_parameters() < 1.4e9
     assert FULL_SETUP.dtype == torch.bfloat16 and FULL_SETUP.device == GPU
     assert set(FULL.served_rows) <= set(timed_engine.ROWS)
-    longest = timed_engine.COMMON["max_position_embeddings"]
+    longest = timed_engine.LONGEST_REQUEST
     assert max([*FULL.served_prompts, *FULL.served_contexts]) < longest
     assert max(FULL.served_prompts) <= timed_engine.LONGEST_STEP
 

@@ -17,14 +17,14 @@ from measuring_plt.rows import PLAIN, ROWS
 from measuring_plt.sizes import SIZES
 
 TINY = Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa")
-# elements of a tiny model: two layers of width 64, 4 heads and 2 KV heads of 16, an MLP of 128, 256 words, window 8
+# elements of a tiny model: two layers of width 64, 2 heads and 1 KV head of 32, an MLP of 128, 256 words, window 8
 PROJECTIONS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 LAST_NORM = 64  # counted once
 NORMS = 2 * 2 * 64 + LAST_NORM
-GATES = 2 * (4 * 64 + 4 + 64)
+GATES = 2 * (2 * 64 + 2 + 64)
 HEAD = 256 * 64
 COLUMN, STATE, POSITION = (
-    2 * 2 * 2 * 16,
+    2 * 2 * 1 * 32,
     64,
     8,
 )  # of a KV cache: keys and values of a token, its states, bytes of its position

@@ -14,13 +14,14 @@ from laboratory.healing import __main__ as healing_study
 from laboratory.tasks import __main__ as command
 from laboratory.tasks import load, names
 from laboratory.tasks.harness import python_text
-from laboratory.tasks.harness.definition import ALL_ROWS, Cell, Experiment, Run
+from laboratory.tasks.harness.definition import Cell, Experiment, Run
 from laboratory.tasks.harness.examples import NO_ANSWER, Examples
 from laboratory.tasks.harness.plan import missing_runs
 from laboratory.tasks.harness.report import write_report
 from laboratory.tasks.harness.store import Store
 from laboratory.tasks.harness.train import build, correct_and_nats, measure, scores
 from laboratory.tasks.hops import Hops
+from measuring_plt.rows import ALL_ROWS
 
 ROOT = Path(__file__).parents[2]
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

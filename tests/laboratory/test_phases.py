@@ -15,7 +15,7 @@ from measuring_plt.sizes import SIZES
 CPU = torch.device("cpu")
 # so that a tensor is much more than the pages that measuring is off by
 FIELDS = SIZES["tiny"] | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "vocab_size": 4000}
-FIELDS |= {"num_hidden_layers": 4, "sliding_window": 16}
+FIELDS |= {"num_key_value_heads": 2, "num_hidden_layers": 4, "sliding_window": 16}
 SETUP = Setup(FIELDS, CPU, torch.float32, "sdpa", packed="int8")
 LENGTHS = {"prompt": 1024, "train": 512}
 PAGES = 5e5  # bytes that Linux is late with

@@ -28,7 +28,7 @@ BY_LOOPS = {  # the columns of a table by loops: kind and figure of the file
     "one pass / plain": ("PLT", "ratio to plain"),
     "parallel efficiency": ("PLT", "parallel efficiency"),
 }
-WITHOUT_ROUNDS = {"1.2b-avx512", "bfloat16", "bfloat16-avx512", "float32"}  # they have medians and extremes alone
+WITHOUT_ROUNDS = {"1.3b-avx512", "bfloat16", "bfloat16-avx512", "float32"}  # they have medians and extremes alone
 FILES = sorted(path.parent.name for path in ROOT.glob("results/serving/*/benchmark.json"))
 
 
@@ -121,7 +121,7 @@ def test_every_file_is_on_the_page():
 
 
 ONE_PASS = {"row": "plt-2"}
-LARGE = {"file": "1.2b-avx512", "section": "decode", "row": "plt-2", "batch": 1}
+LARGE = {"file": "1.3b-avx512", "section": "decode", "row": "plt-2", "batch": 1}
 SENTENCES = (  # text, a sentence with `{}` for each number, and the numbers
     (
         SECTION,

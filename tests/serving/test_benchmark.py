@@ -31,11 +31,11 @@ def test_a_tiny_run_measures_what_it_says(tmp_path):
     assert [(line["row"], line["batch"]) for line in found["decode"]] == rows
     assert [line["tokens"] for line in found["prefill"]] == [64, 64]
     assert all(line["ms"] > 0 for name in ("decode", "prefill", "projections") for line in found[name])
-    # keys and values of 4 heads of 32 in 2 layers, in float32
-    assert found["memory"][0]["KV bytes per token"] == 2 * 4 * 32 * 2 * 4
+    # keys and values of a head of 32 in 2 layers, in float32
+    assert found["memory"][0]["KV bytes per token"] == 2 * 32 * 2 * 4
     assert found["setting"]["dtype"] == "float32"
-    layers = 2 * (128 * (128 + 2 * 128) + 128 * 128 + 3 * 128 * 256 + 2 * 128)
-    assert found["setting"]["parameters"] == layers + 2 * 32000 * 128 + 128
+    layers = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64)
+    assert found["setting"]["parameters"] == layers + 2 * 256 * 64 + 64
     assert "plain" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "decode.png").stat().st_size > 0
 

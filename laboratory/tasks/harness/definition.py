@@ -9,7 +9,7 @@ import torch
 
 from configuration_plt import PLTConfig
 from measuring_plt.models import row_config
-from measuring_plt.rows import LOOP, PLT, ROWS, Row
+from measuring_plt.rows import ALL_ROWS
 
 from .examples import Examples
 
@@ -17,10 +17,6 @@ SHORT = {"sliding_window": "window", "num_hidden_layers": "layers"}
 TUNING_SEED = 0  # of runs that choose a learning rate; no table shows them
 TEST_SEED, VALIDATION_SEED = 123_456_789, 987_654_321  # far from the seeds of runs
 SMEAR = "smear"
-ALL_ROWS = ROWS | {
-    "loop-3": Row("loop-3", "vanilla loop with three loops", 3, LOOP),
-    "deep-3": Row("deep-3", "plain, with three times the layers", 1, PLT, depth=3),
-}
 
 
 class Task(Protocol):

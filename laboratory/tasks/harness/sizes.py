@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the models of most experiments have in common."""
 
+from measuring_plt.rows import ABLATION
+
 from .definition import Cell
 
 FIELDS = {
@@ -12,5 +14,5 @@ FIELDS = {
     # `initializer_range`, and normed states have size 1. With 1 instead, looped rows need many times the steps
     "hidden_scale": 0.06,
 }
-ABLATION = tuple(Cell(row) for row in ("plain", "loop-2", "shift-2", "shared-2", "plt-2", "plt-3", "deep-2"))
+CELLS = tuple(map(Cell, ABLATION))
 SMEARED = Cell("plain", smears=True)  # the control that has the token before, and no loop

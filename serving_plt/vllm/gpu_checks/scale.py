@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from measuring_plt.rows import LOOP, PLT
+from measuring_plt.rows import ROWS
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Scale:
 
     Attributes:
         device: of models without a server; vLLM knows its own.
-        size: of what is timed, a name in `SIZES` of the server's benchmark.
+        size: of what is timed, a name in `SIZES`.
         dtype: of what is timed.
         fields: of PLTConfig, of what is timed without a server.
         looped: fields of PLTConfig, by the name of a model whose tokens are compared.
@@ -60,9 +60,9 @@ class Scale:
 
 FULL = Scale(
     device="cuda",
-    size="1.2b",
+    size="1.3b",
     dtype="bfloat16",
-    looped={"PLT-2": {"num_loops": 2} | PLT, "PLT-3": {"num_loops": 3} | PLT, "loop-2": {"num_loops": 2} | LOOP},
+    looped={name: ROWS[name].fields for name in ("plt-2", "plt-3", "loop-2")},
     prompts=[150, 70, 17, 1],
     new_tokens=48,
     attention="flash_attention_2",
@@ -84,7 +84,7 @@ DRY = Scale(
     device="cpu",
     size="tiny",
     dtype="float32",
-    looped={"PLT-2": {"num_loops": 2, "num_hidden_layers": 1} | PLT},
+    looped={"plt-2": ROWS["plt-2"].fields | {"num_hidden_layers": 1}},
     prompts=[20, 1],
     new_tokens=6,
     attention="eager",  # there is no flash attention on a CPU

@@ -5,14 +5,13 @@ import torch
 
 from measuring_plt.models import Setup
 from measuring_plt.rows import ROWS
+from measuring_plt.sizes import SIZES
 
-from ..timed_engine import COMMON, SHARED, SIZES
 from .scale import Scale
 
 TIMED = [ROWS[name] for name in ("plain", "plt-2", "loop-2")]
 
 
 def setup_of(scale: Scale) -> Setup:
-    longest = {"max_position_embeddings": max(COMMON["max_position_embeddings"], 2 * max(scale.prompt_lengths))}
-    fields = COMMON | SIZES[scale.size] | SHARED | longest | scale.fields
+    fields = SIZES[scale.size] | scale.fields
     return Setup(fields, torch.device(scale.device), getattr(torch, scale.dtype), "sdpa")
