@@ -43,8 +43,8 @@ def scale(default: float | None) -> Any:
 class Stage(NamedTuple):
     """Consecutive layers, how often they run, and what their later loops see of their own keys.
 
-    Loop 0 sees everything. A later loop sees `"all"` keys of its own, or loop 0's and `"nothing"` of its own, or as in
-    a PLT, loop 0's and a `"window"` of its own, between which a gate mixes.
+    Loop 0 sees all its keys. A later loop sees `"all"` keys of its own (vanilla loop), loop 0's and `"nothing"` of its
+    own (shared KV), or loop 0's and a `"window"` of its own, between which a gate mixes (PLT).
     """
 
     layers: range
@@ -58,15 +58,15 @@ class Stage(NamedTuple):
 
     @property
     def has_gate(self) -> bool:
-        """Whether its layers hold a gate: there is a later loop, and it mixes two attentions."""
+        """Whether the layers hold a gate: there is a later loop, and it mixes two attentions."""
         return self.shares_keys and self.later_see == "window"
 
     def full_loops(self, loops: range) -> range:
-        """Which of these loops attend to all their own keys: loop 0, and the others if nothing is shared."""
+        """The loops among these that attend to all their own keys: loop 0, and the others if nothing is shared."""
         return loops if self.later_see == "all" else range(loops.start, min(loops.stop, 1))
 
     def windowed_loops(self, loops: range) -> range:
-        """Which of these loops attend to a window of their own keys."""
+        """The loops among these that attend to a window of their own keys."""
         return range(max(loops.start, 1), loops.stop if self.later_see == "window" else 0)
 
 
@@ -165,7 +165,7 @@ class PLTConfig(PreTrainedConfig):
             raise ValueError(f"`layer_types` must be {self.num_hidden_layers} times 'full_attention', got {value}.")
 
     def tensor_parallel_plan(self) -> dict[str, str]:
-        """How tensor parallelism splits the layers: by heads, those of the gate included."""
+        """The split of the layers in tensor parallelism: by heads, those of the gate included."""
         plan = dict.fromkeys((f"self_attn.{name}_proj" for name in "qkv"), "colwise")
         plan |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "colwise")
         plan |= dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), "rowwise")
@@ -177,7 +177,7 @@ class PLTConfig(PreTrainedConfig):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What runs how often, in this order. One of them at most has several loops."""
+        """The stages in the order in which they run. At most one of them has several loops."""
         layers, loops = range(self.num_hidden_layers), range(self.num_loops)
         return (Stage(layers, loops, SEEN[self.loop_attention]),)  # type: ignore[arg-type]  # values of a `Literal`
 
@@ -240,7 +240,7 @@ class PLTConfig(PreTrainedConfig):
             )
 
     def validate_scales(self) -> None:
-        """Check the numbers that are not counts."""
+        """Check scales, epsilons and dropout."""
         if self.num_loops > 1 and self.embedding_scale == 0 and self.hidden_scale == 0:
             raise ValueError(
                 "`embedding_scale` and `hidden_scale` are both 0, which leaves later loops without an input; "

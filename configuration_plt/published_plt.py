@@ -13,7 +13,7 @@ from .configuration_plt import PLTConfig
 @strict
 @dataclass
 class PublishedFields:
-    """What the publisher spells differently from `PLTConfig`."""
+    """The fields that the publisher spells differently from `PLTConfig`."""
 
     plt_num_loops: int
     plt_window_size: list[int]  # keys to the left and to the right of the token, which is not counted
@@ -61,7 +61,7 @@ IGNORED = ("model_type", "architectures", "auto_map", "_name_or_path")
 
 
 class PublishedPLTConfig(PLTConfig):
-    """What `AutoConfig` finds for LoopCoder-V2; reading it gives a `PLTConfig`, and so the model classes of a PLT."""
+    """The class that `AutoConfig` finds for LoopCoder-V2; it reads a `PLTConfig`, and so gets the classes of a PLT."""
 
     model_type = "iquestpltcoder"
 

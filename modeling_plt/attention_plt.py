@@ -112,14 +112,14 @@ class PLTAttention(nn.Module):
 
         Returns:
             Output `[B, R * Q, D]`; attention weights `[B, H, Q, S]` of the last loop in the pass over the shared KV,
-            in the given order, None from implementations that give none; shared key and value.
+            in the given order, or None if the implementation returns none; shared key and value.
         """
         num_loops, num_queries = len(run.loops), run.num_queries(self.layer_idx)
         # the loops are an axis from here to `o_proj`; of pruned positions, only keys and values are computed
         inputs = tail(hidden_states, num_loops * num_queries).contiguous()  # adapters may take a view of it
         query = self.split_heads(self.q_proj(inputs), num_loops)
         query = rotate(self.q_norm(query), run.position_embeddings)
-        if run.full_loops or run.windowed_loops:  # later loops that see none of their own keys have queries alone
+        if run.full_loops or run.windowed_loops:  # later loops that see none of their own keys need queries alone
             key = self.split_heads(self.k_proj(hidden_states), num_loops)
             key = rotate(self.k_norm(key), run.position_embeddings)
             value = self.split_heads(self.v_proj(hidden_states), num_loops)
@@ -143,7 +143,7 @@ class PLTAttention(nn.Module):
         return self.o_proj(output.flatten(3).flatten(1, 2)), weights, shared_key, shared_value
 
     def seen_by(self, loops: range, key: Tensor, value: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
-        """What some loops of the pass see of their own keys and values `[B, R, Hkv, P, Dh]`, with the cache's."""
+        """Own keys and values of some loops of the pass `[B, R, Hkv, P, Dh]`, after those in the cache."""
         first, tokens = loops.start - run.loops.start, run.tokens
         key, value = key.narrow(1, first, len(loops)), value.narrow(1, first, len(loops))
         if run.past_key_values is None:
@@ -153,9 +153,9 @@ class PLTAttention(nn.Module):
     def attend_all(
         self, query: Tensor, key: Tensor, value: Tensor, run: Pass, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """All loops on everything before a token, `[B, R or 1, Hkv, S, Dh]`; otherwise as `attend`.
+        """Let all loops attend to everything before a token, `[B, R or 1, Hkv, S, Dh]`; other shapes as in `attend`.
 
-        Weights that are recorded are in the given order.
+        Recorded weights are in the given order.
         """
         tokens, num_queries = run.tokens, query.shape[3]
         mask = mask_of_last(tokens.full_mask, num_queries, tokens.num_tokens, key, self.config)
@@ -173,7 +173,7 @@ class PLTAttention(nn.Module):
         return states.unflatten(1, (num_loops, -1)).unflatten(-1, (-1, self.head_dim)).transpose(2, 3)
 
     def attend_window(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Tensor:
-        """Later loops on the windows of their own keys, `[B, R, Hkv, n, Dh]`; otherwise as `attend`."""
+        """Let later loops attend to windows of their own keys, `[B, R, Hkv, n, Dh]`; other shapes as in `attend`."""
         batch_size, num_queries = query.shape[0], query.shape[3]
         num_visible = self.config.sliding_window - 1 + num_queries
         key, value = last_columns(key, num_visible), last_columns(value, num_visible)
@@ -187,7 +187,7 @@ class PLTAttention(nn.Module):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """R loops on keys of their own, or all on those of one loop.
+        """Let R loops attend to keys of their own, or all to those of one loop.
 
         `[B, R, H, Q, Dh]` on `[B, R or 1, Hkv, n, Dh]` -> `[B, R, Q, H, Dh]`, weights of the last loop `[B, H, Q, n]`.
         """

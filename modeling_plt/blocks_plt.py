@@ -24,13 +24,13 @@ NO_START = -(2**31)  # before every column
 
 
 class BlockMask(NamedTuple):
-    """Which keys each query sees, in blocks of queries, from the last query backwards."""
+    """The keys that each query sees, in blocks of queries, from the last query backwards."""
 
     visible: Tensor  # [blocks, B, 1, block, reach + block], numbers to add or booleans
 
 
 def visible_in_blocks(starts: Tensor, last: Tensor, window: int, num_blocks: int, block: int, reach: int) -> Tensor:
-    """Which keys each query sees, `[blocks, B, 1, block, reach + block]`.
+    """The keys that each query sees, `[blocks, B, 1, block, reach + block]`.
 
     Each block of queries sees its own keys and the `reach` before them. The last block ends with the last token; the
     first may begin before the first.
@@ -54,7 +54,7 @@ def is_visible(keys: Tensor, queries: Tensor, starts: Tensor, window: int) -> Te
 
 
 def count_blocks(num_queries: int, block: int) -> int:
-    """How many blocks hold the queries.
+    """The number of blocks that hold the queries.
 
     In traced code at least two: whether there is one is a question that would make another graph.
     """
@@ -72,7 +72,7 @@ def fold_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> t
     num_blocks = count_blocks(query.shape[3], block)
 
     def fold(states: Tensor, width: int) -> Tensor:
-        # keys that are missing on the left belong to queries that are not there either; surplus ones are seen by none
+        # left padding is visible to padded queries only; surplus keys are visible to none
         missing = num_blocks * block + width - block - states.shape[3]
         blocks = pad(states, (0, 0, missing, 0)).unfold(3, width, block)
         # blocks before the batch: flattened the other way round, traced code would ask whether there is only one block

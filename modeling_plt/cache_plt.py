@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PLT cache: what a sequence leaves behind for its next token (paper section 3.2).
+"""The PLT cache: the states that a sequence leaves for its next token (paper section 3.2).
 
 B batch, L loops, T new tokens, S cached + new, W sliding window, Hkv KV heads, Dh head_dim, D hidden.
 """
@@ -29,7 +29,7 @@ PACKED = (
 
 
 def shape_of(config: PLTConfig) -> dict[str, Any]:
-    """What a cache is built from, by its name; a model with other values cannot read it."""
+    """The settings that shape a cache, by name; a model with other values cannot read it."""
     # numbers, for a compiler that has seen other ones cannot compare the ranges that a cache holds
     cut = [(stage.layers.start, stage.layers.stop, len(stage.loops), stage.later_see) for stage in config.stages]
     return {name: getattr(config, name) for name in SHAPING_FIELDS} | {"stages": cut}
@@ -132,7 +132,7 @@ class WindowLayer(DynamicLayer):
 class Carry:
     """Every loop's state at the last token, which feeds the next loop at the next token.
 
-    `states` are L times `[B, C, D]`, the last of them after the final norm: what a pad after that token returns.
+    `states` are L times `[B, C, D]`, the last of them after the final norm, because a pad after that token returns it.
     `positions` `[B, C]` are those of the tokens that they belong to. Only the last of the C columns is read: C is 1,
     or while recording, all since the last `crop`. `num_pads` `[B, 1]` counts the pads of each entry, None if no mask
     has marked any; `is_real` `[B, C - 1]` tells which of the recorded tokens are.
@@ -172,7 +172,7 @@ class Carry:
         self.num_pads = self.num_pads if num_pads is None else num_pads
 
     def pads_among_last(self, num_tokens: int) -> Tensor | None:
-        """How many of the last recorded tokens are pads, `[B, 1]`; None if none are."""
+        """The number of pads among the last recorded tokens, `[B, 1]`; None if there are none."""
         if self.is_real is None or num_tokens == 0 or self.is_real[:, -num_tokens:].all():
             return None
         return (~self.is_real[:, -num_tokens:]).long().sum(dim=1, keepdim=True)
@@ -208,7 +208,11 @@ class Carry:
 
 
 def refuse_layer_by_layer(loops: range | None, num_tokens: int | None) -> None:
-    """A call of `update` as other caches take it, of which a PLT's cannot be kept whole."""
+    """Refuse a call of `update` as other caches take it, which would fill single layers.
+
+    Raises:
+        NotImplementedError: the loops or the number of tokens are missing.
+    """
     if not isinstance(loops, range) or num_tokens is None:
         raise NotImplementedError(
             "`update` of a PLT's cache takes the keys and values of several loops with their `loops` and "
@@ -218,7 +222,7 @@ def refuse_layer_by_layer(loops: range | None, num_tokens: int | None) -> None:
 
 
 class PLTCacheMixin(Cache):
-    """What a cache for a PLT knows besides its states."""
+    """The parts of both caches of a PLT besides keys and values: who can read it, and whether it takes more tokens."""
 
     carry: Carry
     layers: list[Any]  # of one class, where transformers allows several
@@ -231,10 +235,10 @@ class PLTCacheMixin(Cache):
         self.is_handed_over = False  # to a caller whose next positions are compared, also that of a single token
 
     def refuse_others(self, inputs_embeds: Tensor) -> None:
-        """Refuse embeddings `[B, T, D]` of another batch size or dtype than those of the tokens so far.
+        """Check batch size and dtype of embeddings `[B, T, D]` against the cache.
 
         Raises:
-            ValueError: they are of another.
+            ValueError: either differs from that of the tokens so far.
         """
         positions, dtype = self.carry.positions, inputs_embeds.dtype
         if positions is not None and positions.shape[0] != inputs_embeds.shape[0]:
@@ -266,9 +270,10 @@ class PLTCacheMixin(Cache):
 
 @contextmanager
 def extending(past_key_values: PLTCacheMixin | None, are_packed: bool) -> Iterator[None]:
-    """The time of a forward: one that ends in an exception leaves some layers with its tokens, some without.
+    """Close a cache around a forward that extends it, and open it again at the end.
 
-    A cache whose batch entries hold several documents, or that is half-way filled, takes no more tokens.
+    A forward that ends in an exception has filled some layers and not others, so its cache takes no more tokens; nor
+    does one whose batch entries hold several documents.
     """
     if past_key_values is None:
         yield
@@ -294,6 +299,13 @@ class PLTCache(PLTCacheMixin, DynamicCache):
 
     Args:
         config: the `PLTConfig` of the model that will fill the cache.
+
+    Example:
+        >>> cache = PLTCache(model.config)
+        >>> prompt = model(input_ids[:, :-1], past_key_values=cache)
+        >>> step = model(input_ids[:, -1:], past_key_values=cache)
+        >>> print(cache.get_seq_length(), step.logits.shape[1])
+        8 1
     """
 
     is_croppable = True  # after `activate_past_recording()`, which transformers calls before it crops
@@ -347,7 +359,7 @@ class PLTCache(PLTCacheMixin, DynamicCache):
         return concatenate(keys, dim=1), concatenate(values, dim=1)
 
     def loops_of(self, layer_idx: int, loops: range) -> list[Any]:
-        """What holds the keys and values of these loops in a decoder layer."""
+        """The layers of the cache that hold the keys and values of these loops in a decoder layer."""
         later = [cache.layers[layer_idx - self.stage.layers.start] for cache in self.later_loops[: loops.stop - 1]]
         return [self.layers[layer_idx], *later][loops.start :]
 

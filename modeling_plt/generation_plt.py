@@ -173,7 +173,7 @@ class PLTGenerationMixin(GenerationMixin):
         position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> NewTokens:
-        """What `generate` prepares outside of a compiled step, because its inputs grow with every token."""
+        """Read mask, positions and cache outside of a compiled step, because the mask grows with every token."""
         return read_tokens(config, inputs_embeds, attention_mask, position_ids, past_key_values)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:

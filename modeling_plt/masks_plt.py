@@ -27,7 +27,7 @@ def make_full_mask(past_key_values: Cache | None, **inputs: Any) -> Any:
 def mask_of_last(mask: Any, num_queries: int, num_tokens: int, key: Tensor, config: PLTConfig) -> Any:
     """The full mask of the last Q of T tokens on keys `[..., n, Dh]`, where `mask` is that of all tokens.
 
-    Where there is none, `sdpa` would align the first of the queries with the first key: they need one of their own.
+    Without one, `sdpa` would align the first of the queries with the first key: the last queries need their own.
     """
     if mask is not None or num_queries == num_tokens or config._attn_implementation != "sdpa":
         return mask
@@ -89,7 +89,7 @@ def make_window_mask(
 
 
 def ring_mask(starts: Tensor, last: Tensor, window: int, size: int) -> Tensor:
-    """The same for one token `[B, 1]` and n keys that are in a ring, column c at c modulo n: `[B, 1, 1, n]`."""
+    """The window mask of one token `[B, 1]` over n keys in a ring, column c at c modulo n: `[B, 1, 1, n]`."""
     keys = last - (last - torch.arange(size, device=starts.device)) % size
     return is_visible(keys, last, starts, window)[:, None, None]
 

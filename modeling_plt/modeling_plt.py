@@ -226,8 +226,8 @@ class PLTModel(PLTPreTrainedModel):
             output_loop_hidden_states: also return the normed states of every loop.
             num_outputs: how many of the last positions to return, 0 for all. Positions that cannot affect them are not
                 computed, see `needed_positions`; outputs have those that were.
-            tokens: what `read_tokens` has made of mask, positions and cache, which then are not read again: `generate`
-                calls it outside of a compiled step.
+            tokens: a ready-made `NewTokens`, which `generate` passes instead: it calls `read_tokens` outside of a
+                compiled step, and mask, positions and cache are not read again.
             kwargs: for the attention implementation (`cu_seq_lens_q`, ...), and `output_hidden_states`,
                 `output_attentions`, `return_dict` as everywhere.
 
@@ -254,6 +254,7 @@ class PLTModel(PLTPreTrainedModel):
             num_outputs = 0  # any of the tokens may be taken back
         carry = self.carried_states(past_key_values, inputs_embeds)
         with extending(past_key_values, tokens.are_packed):
+            # the cache keeps states with pads first (`handed_on`), the caller gets them in the given order (`states`)
             handed_on = states = self.run_passes(inputs_embeds, carry, tokens, num_outputs, past_key_values, **kwargs)
             if tokens.pads is not None:
                 states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
@@ -312,18 +313,18 @@ class PLTModel(PLTPreTrainedModel):
         return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * len(self.config.looped_stage.loops)
 
     def loop_input(self, loop_idx: int, start: Tensor, states: list[Tensor], carry: list[Tensor], run: Pass) -> Tensor:
-        """What a loop starts from at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper).
+        """The input of a loop at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper).
 
         Args:
-            start: E `[B, T, D]`, or what came out of the stage before.
-            states: those of the loops before, `[B, <= T, D]`; of loops that run together there are none yet, and
-                their single token reads the carry alone.
+            start: E `[B, T, D]`, or the output of the stage before.
+            states: the states of the loops before, `[B, <= T, D]`. Loops that run together have none yet: their
+                single token reads the carry alone.
             carry: every loop's state `[B, 1, D]` before the first of the tokens.
         """
         embeds = tail(start, run.spans[0])
         if loop_idx == 0:
             return embeds
-        # with a device map, states are where the last layer is
+        # loops that run together have no states yet; with a device map, states are where the last layer is
         previous: Any = None if len(run.loops) > 1 else states[loop_idx - 1].to(embeds.device)
         if self.config.loop_shift:
             previous = shift(previous, carry[loop_idx - 1].to(embeds.device), run.tokens.follows, run.tokens.pads)
@@ -383,7 +384,15 @@ class PLTModel(PLTPreTrainedModel):
 
 
 class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
-    """The decoder and its language-model head."""
+    """The decoder and its language-model head.
+
+    Example:
+        >>> config = PLTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+        >>> model = PLTForCausalLM(config).eval()
+        >>> output = model.generate(torch.arange(8)[None], max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        >>> print(tuple(output.shape))
+        (1, 12)
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}

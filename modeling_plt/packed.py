@@ -26,9 +26,9 @@ class Memory(NamedTuple):
     """Bytes of the weights of all `nn.Linear` that `pack_weights` has packed.
 
     Attributes:
-        before: of the plain weights.
-        after: of the packed ones.
-        kept: of plain ones that stay in memory beside them, because something else has them too, as embeddings do.
+        before: bytes of the plain weights.
+        after: bytes of the packed ones.
+        kept: bytes of plain weights that stay in memory, because something else has them too, as embeddings do.
     """
 
     before: int
@@ -40,8 +40,8 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Memory:
     """Let every `nn.Linear` of a model compute with a packed weight, for decoding on a CPU. The plain weights go.
 
     Args:
-        model: of any kind, in eval mode.
-        dtype: what weights are packed in. None is their own dtype, exact to rounding. `torch.float16` takes 2 bytes a
+        model: a model of any kind, in eval mode.
+        dtype: the dtype of the packed weights. None is their own, exact to rounding. `torch.float16` takes 2 bytes a
             weight, and is exact for those that float16 holds, as nearly all of a bfloat16 checkpoint. `torch.int8`
             takes 1 byte, and rounds weights and inputs, row by row.
 

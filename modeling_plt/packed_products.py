@@ -65,7 +65,7 @@ def _(rows: Tensor, key: int, out_features: int) -> Tensor:
 
 
 def least_rows() -> int:
-    """Of oneDNN's kernels for AVX-512, those for one to three rows take longer than that for four."""
+    """The least rows of a product: oneDNN's AVX-512 kernels for one to three rows take longer than that for four."""
     return FEW_ROWS if "AVX512" in torch.backends.cpu.get_cpu_capability() else 1
 
 

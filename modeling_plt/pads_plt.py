@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NO_POSITION = -2  # of a pad, or of what precedes a sequence: no token's position is one more
+# marks a pad or "nothing before"; -2, so that no real position equals it plus one
+NO_POSITION = -2
 
 
 class Pads(NamedTuple):
-    """Where the pads of T new tokens are."""
+    """The places of the pads among T new tokens."""
 
     is_real: Tensor  # [B, T], by given columns
     order: Tensor  # [B, T], the new tokens with pads first, by their given columns
@@ -25,7 +26,7 @@ class Pads(NamedTuple):
 
     @classmethod
     def of(cls, is_real: Tensor) -> "Pads":
-        """From what is a real token, `[B, T]`."""
+        """Find the places from a mask of the real tokens, `[B, T]`."""
         is_pad = (~is_real).long()
         count = is_pad.sum(dim=1, keepdim=True)
         place = torch.where(is_real, count + is_real.long().cumsum(dim=1), is_pad.cumsum(dim=1)) - 1
@@ -34,7 +35,7 @@ class Pads(NamedTuple):
 
     @property
     def last_real(self) -> Tensor:
-        """Of each given column `[B, T]`, the last real token up to it, by its column with pads first."""
+        """The last real token up to each given column `[B, T]`, by its column with pads first."""
         return self.count + self.is_real.long().cumsum(dim=1) - 1
 
     def put_first(self, states: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def last_columns(states: Tensor, num_columns: int) -> Tensor:
 
 
 def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """`torch.cat`, of which autocast refuses float16 beside bfloat16: weights in one, autocast in the other."""
+    """`torch.cat` without autocast, which refuses float16 next to bfloat16: weights in one, autocast in another."""
     if len(parts) == 1:
         return parts[0]
     device = parts[0].device.type

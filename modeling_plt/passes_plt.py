@@ -16,7 +16,7 @@ from .sequence_plt import NewTokens
 
 
 class Pass(NamedTuple):
-    """One run through the layers of a stage, with all that they need to know beside the states.
+    """One run through the layers of a stage, with everything that they need besides the states.
 
     With the shift, later loops of a single token read the carry, not each other, so all run together; of several
     tokens, loops run one after another. A pass is therefore R loops of T tokens, and R or T is 1.
@@ -41,7 +41,7 @@ class Pass(NamedTuple):
 
     @property
     def has_last_loop(self) -> bool:
-        """Whether it is the last loop whose states and attentions are recorded, and go on to the next stage."""
+        """Whether the pass has the last loop, whose states and attentions are recorded and go on to the next stage."""
         return self.loops.stop == self.stage.loops.stop
 
     def num_queries(self, layer_idx: int) -> int:
@@ -85,6 +85,7 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
             for _ in stage.layers:
                 spans.insert(0, min(spans[0] + reach, num_tokens))
             of_stage.insert(0, spans)
+            # the loop before is read one position earlier
             num_wanted = spans[0] + 1 if config.loop_shift else spans[0]
         needed.insert(0, of_stage)
         num_wanted = of_stage[0][0]  # loop 0 sees the most, and every loop starts from these positions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward refuses: inputs that do not fit together, and caches that cannot be continued.
+"""Refusals of a forward: inputs that do not fit together, and caches that cannot be continued.
 
 B batch, T new tokens, S cached + new.
 """
@@ -19,7 +19,7 @@ from .pads_plt import Pads
 
 
 def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
-    """Exactly one of `input_ids` `[B, T]` and `inputs_embeds` `[B, T, D]`, and at least one token."""
+    """Refuse anything but one of `input_ids` `[B, T]` and `inputs_embeds` `[B, T, D]`, with at least one token."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
     given: Any = input_ids if inputs_embeds is None else inputs_embeds
@@ -30,7 +30,7 @@ def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) 
 def refuse_wrong_shapes(
     inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int | Tensor
 ) -> None:
-    """A mask `[B, S]` and positions `[B or 1, T]`, if there are any."""
+    """Refuse a mask that is not `[B, S]`, and positions that are not `[B or 1, T]`."""
     batch_size, num_tokens, _ = inputs_embeds.shape
     is_known = can_read(num_past, num_tokens)
     if attention_mask is not None and not (
@@ -54,7 +54,7 @@ def refuse_wrong_shapes(
 
 
 def can_read(length: int | Tensor, num_tokens: int) -> bool:
-    """Whether a cached length can be read: a tensor not while tracing, nor where every token would wait for it."""
+    """Whether a cached length can be read: no tensor can while tracing, or where every token would wait for it."""
     return isinstance(length, int) or (
         not torch.compiler.is_compiling() and (num_tokens > 1 or length.device.type == "cpu")
     )
@@ -87,7 +87,7 @@ def refuse_other_pads(
 
 
 def refuse_other_start(ends: Tensor, positions: Tensor, num_past: int | Tensor, are_counted: bool) -> None:
-    """New tokens, counted or at given positions `[B, T]`, of which the first continue not those cached, `[B, 1]`."""
+    """Refuse new tokens, counted or at given positions `[B, T]`, that do not continue the cached ones `[B, 1]`."""
     starts = positions.gather(1, (positions >= 0).long().argmax(dim=1, keepdim=True))
     if not ((starts != ends + 1) & (starts >= 0) & (ends >= 0)).any():
         return
@@ -128,7 +128,7 @@ def refuse_other_past(num_past: int, num_given: int, num_known: int) -> None:
 
 
 def refuse_foreign(past_key_values: Cache) -> None:
-    """A cache that has no place for a PLT's state."""
+    """Refuse a cache that has no place for a PLT's state."""
     if isinstance(past_key_values, PagedAttentionCache):
         raise NotImplementedError(
             "Continuous batching is not supported: its paged cache has no place for the carry and the windows of "
@@ -143,7 +143,7 @@ def refuse_foreign(past_key_values: Cache) -> None:
 
 
 def refuse_other_states(hidden_states: Tensor | Any) -> None:
-    """What a replaced layer returns: adapters of PEFT may send states of their own along."""
+    """Refuse the output of a replaced layer that is no tensor: adapters of PEFT may send states of their own."""
     if not isinstance(hidden_states, Tensor):
         raise NotImplementedError(
             f"A layer must return a tensor of hidden states, got `{type(hidden_states).__name__}`: adapters that send "
@@ -152,7 +152,7 @@ def refuse_other_states(hidden_states: Tensor | Any) -> None:
 
 
 def refuse_states_before_others(config: PLTConfig) -> None:
-    """Refuse the states of every loop where the head is not what reads them."""
+    """Refuse to return the states of every loop where the head does not read them."""
     looped = config.looped_stage
     if len(looped.loops) > 1 and config.stages[-1] != looped:
         raise NotImplementedError(
@@ -162,7 +162,7 @@ def refuse_states_before_others(config: PLTConfig) -> None:
 
 
 def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: GenerationMode) -> None:
-    """Refuse what transformers does wrong: it would feed the whole prompt into the cache again."""
+    """Refuse drafts after a filled cache: transformers would feed the whole prompt into it again."""
     if generation_mode == GenerationMode.ASSISTED_GENERATION and past_key_values.get_seq_length() > 0:
         raise NotImplementedError(
             "Prompt lookup and assisted decoding cannot continue from a filled `past_key_values`: transformers would "
@@ -171,7 +171,7 @@ def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: Generat
 
 
 def refuse_unusable(past_key_values: PLTCacheMixin, config: PLTConfig, inputs_embeds: Tensor) -> None:
-    """A cache that was made for another model, holds another batch, or can take no more tokens."""
+    """Refuse a cache that was made for another model, holds another batch, or can take no more tokens."""
     refuse_foreign(past_key_values)
     past_key_values.refuse_others(inputs_embeds)
     for name, value in shape_of(config).items():
@@ -193,9 +193,9 @@ COUNTS, AVERAGES, WEIGHS = "aLoRA", "Lily", "X-LoRA"
 
 
 def position_adapters(module: nn.Module) -> set[str]:
-    """Which of them are anywhere in a module.
+    """The position adapters anywhere in a module, by name.
 
-    They are known by names, because PEFT may be absent. Every step of decoding asks: `modules()` takes three times
+    PEFT may be absent, so nothing of it is imported. Every step of decoding asks: `modules()` takes three times
     as long.
     """
     found: set[str] = set()
@@ -209,7 +209,7 @@ def position_adapters(module: nn.Module) -> set[str]:
 
 
 def adapters_of(layer: nn.Module) -> set[str]:
-    """Of an adapted layer: aLoRA counts tokens from the end, Lily averages over all, X-LoRA has weights for each."""
+    """The position adapters of a layer: aLoRA counts from the end, Lily averages over all, X-LoRA weighs tokens."""
     variants = [type(variant).__name__ for variant in vars(layer).get("lora_variant", {}).values()]
     replaced = getattr(vars(layer).get("forward"), "__self__", None)
     is_there = {
@@ -221,7 +221,7 @@ def adapters_of(layer: nn.Module) -> set[str]:
 
 
 def refuse_misplaced(adapters: set[str], pads: Pads | None, is_checkpointing: bool) -> None:
-    """What is wrong even if loops run in turn and at all positions."""
+    """Refuse cases that are wrong even if loops run in turn and at all positions."""
     if pads is not None and adapters & {COUNTS, WEIGHS}:
         raise NotImplementedError(
             f"{' and '.join(sorted(adapters & {COUNTS, WEIGHS}))} knows tokens by their place in a row, so pads must "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which token continues which: positions, and where sequences start (the shift is per sequence).
+"""Positions of the new tokens, and where their sequences start: the shift stays inside a sequence.
 
 B batch, T new tokens, S cached + new.
 """
@@ -25,7 +25,7 @@ from .refusals_plt import (
 
 
 class NewTokens(NamedTuple):
-    """What one forward knows of its T new tokens; everywhere in it, the pads of a batch entry come first."""
+    """The facts that a forward needs of its T new tokens; everywhere in it, the pads of a batch entry come first."""
 
     positions: Tensor  # [B, T], NO_POSITION for pads
     follows: Tensor  # [B, T], whether a token continues the one before it, and so takes its state
@@ -40,7 +40,7 @@ class NewTokens(NamedTuple):
         return self.positions.shape[1]
 
     def contiguous(self) -> "NewTokens":
-        """Itself."""
+        """The same object: there is nothing to copy."""
         return self  # UNTIL transformers 5.24: older ones ask this of what `create_masks_for_generate` returns
 
 
@@ -51,7 +51,7 @@ def read_tokens(
     position_ids: Tensor | None,
     past_key_values: PLTCacheMixin | None,
 ) -> NewTokens:
-    """Everything that one forward needs to know of padding, documents and the tokens before.
+    """Read padding, documents and the tokens before, once per forward.
 
     Args:
         inputs_embeds: `[B, T, any]`, of which only shape, dtype and device are read.
@@ -121,7 +121,7 @@ def add_masks(
 
 
 def find_pads(attention_mask: Tensor | None, num_tokens: int) -> Pads | None:
-    """Where the pads are among the new tokens, from a mask `[B, S]`; None if all are before the real tokens anyway."""
+    """The places of pads among the new tokens, by a mask `[B, S]`; None if all are before the real tokens anyway."""
     if attention_mask is None:
         return None
     is_real = attention_mask[:, -num_tokens:]

@@ -43,6 +43,7 @@ class StaticLoops(StaticLayer):
         columns = self.cumulative_length + torch.arange(num_tokens, device=key_states.device)
         seen: Any = self.write(self.keys, key_states, loops, columns, pads)
         seen = seen, self.write(self.values, value_states, loops, columns, pads)
+        # until the last loop has written, all loops write at the same columns
         if loops.stop == self.loops.stop:
             self.cumulative_length.add_(num_tokens)
         return seen
@@ -136,6 +137,13 @@ class PLTStaticCache(PLTCacheMixin, StaticCache):
 
     Raises:
         ValueError: `max_cache_len` is not a number above 0.
+
+    Example:
+        >>> cache = PLTStaticCache(model.config, max_cache_len=16)
+        >>> prompt = model(input_ids[:, :-1], past_key_values=cache)
+        >>> step = model(input_ids[:, -1:], past_key_values=cache)  # the addresses are those of the first call
+        >>> print(int(cache.get_seq_length()), cache.get_max_length())
+        8 16
     """
 
     is_croppable = False
