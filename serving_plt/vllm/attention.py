@@ -45,7 +45,7 @@ class Gate(nn.Module):
 
 
 def load_own_heads(parameter: nn.Parameter, loaded: Tensor) -> None:
-    """The heads of this process, of a tensor `[all heads, ...]`."""
+    """Copy the heads of this process from a tensor `[all heads, ...]`."""
     own = parameter.shape[0]
     parameter.data.copy_(loaded.narrow(0, get_tensor_model_parallel_rank() * own, own))
 
@@ -178,7 +178,7 @@ class PLTAttention(nn.Module):
         return output.permute(2, 0, 1, 3, 4).flatten(2).flatten(0, 1)
 
     def attend_own(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor:
-        """Some later loops, each on its own keys: `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
+        """Let some later loops attend, each to its own keys: `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
         parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
         outputs = [self.own_attn[loop - 1](*part) for loop, *part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

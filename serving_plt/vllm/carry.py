@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The carry: the states of earlier loops at each request's last token, kept from step to step (paper section 3.1).
 
+For a reader who knows no vLLM. An engine works in steps. A step holds the new tokens of all running requests in one
+row, a request after another: first those that decode, with one token each, then those that prefill. Memory that a
+request needs in its next step belongs to the engine, which cuts it into pages (blocks) and gives each request some. A
+module that wants such memory enters itself in `static_forward_context` under a name and states the shape of a page;
+in every step it finds, under that name, its `metadata`: which page each request has, and where its tokens are. States
+of a fixed size are called Mamba states there, after the models that had them first. The carry is one of them.
+
 T tokens of all requests in a step, n requests, L loops, N layers, D hidden.
 """
 
@@ -25,14 +32,17 @@ def slice_size(config: ServedConfig) -> int:
 class CarrySlice(nn.Module, MambaBase):
     """A part of every request's carry, in pages of vLLM's KV memory.
 
-    vLLM gives states to layers, and groups layers of a kind in groups of equal size: so there are as many slices as
-    layers. To it, a shift by one token is a short convolution of width 2; so it knows when to copy and free pages.
+    The carry is cut into as many slices as the model has layers, because vLLM puts layers of a kind (attention, or a
+    state of fixed size) into groups of equal size, which share its memory.
+
+    vLLM knows when to copy, restore and free a state by its kind. A shift by one token is a convolution of width 2,
+    which keeps one column, so a slice says that it is a short convolution; its page is that column, `[1, size]`.
     """
 
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         self.size, self.dtype, self.prefix = slice_size(config), vllm_config.model_config.dtype, prefix
-        self.kv_cache = (torch.tensor([]),)
+        self.kv_cache = (torch.tensor([]),)  # vLLM puts the pages here, `[pages, 1, size]`
         layers = vllm_config.compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"Duplicate layer name: {prefix}")
@@ -54,12 +64,15 @@ class CarrySlice(nn.Module, MambaBase):
 
     @property
     def metadata(self) -> Any:
-        """Of the step; None where it has no requests. Of such steps, one that tunes kernels has that of attention."""
+        """The pages and places of the step's requests; None in a step without any, as vLLM runs to measure memory.
+
+        One that tunes kernels has metadata, but of attention alone.
+        """
         return (get_forward_context().attn_metadata or {}).get(self.prefix)
 
 
 class Carry(nn.Module):
-    """All slices; `read` gives the step what its requests have kept, `write` keeps what they have at its end."""
+    """All slices: `read` gives a step the carries of its requests, `write` keeps those that they have at its end."""
 
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -95,11 +108,15 @@ class Carry(nn.Module):
             self.keep(states[:, self.ends()[1:] - 1].transpose(0, 1))
 
     def of_requests(self) -> Tensor:
-        """Each request's carry `[n, L - 1, D]`, those that decode first; zeros where one starts or fills a graph."""
+        """Each request's carry `[n, L - 1, D]`, those that decode first; zeros for a request that starts.
+
+        A CUDA graph has a fixed number of rows. Rows without a request have the null block as their page, and zeros.
+        """
         metadata = self.slices[0].metadata
         parts = [each.kv_cache[0][slots_of(each.metadata), 0] for each in self.slices]
         states = torch.stack(parts, dim=1).unflatten(-1, (self.num_states, -1)).transpose(1, 2)
         states = states.flatten(2)[..., : self.hidden_size]
+        # a page that is new to a request may still have the numbers of the last one that used it
         without = slots_of(metadata) == NULL_BLOCK_ID
         if metadata.num_prefills:
             without[metadata.num_decodes :] |= ~metadata.has_initial_states_p
@@ -108,7 +125,8 @@ class Carry(nn.Module):
     def keep(self, states: Tensor) -> None:
         """Put each request's carry `[n, L - 1, D]` into the slices.
 
-        Rows that fill a graph have the null block, whose values attention reads where it masks: so it stays finite.
+        Rows that fill a graph share the null block, which stays 0: attention reads it where it masks, and its numbers
+        must be finite.
         """
         missing = self.slices[0].size // self.num_states * len(self.slices) - self.hidden_size
         states = nn.functional.pad(states, (0, missing)).unflatten(-1, (len(self.slices), -1)).transpose(1, 2)
@@ -117,9 +135,10 @@ class Carry(nn.Module):
             each.kv_cache[0][slots, 0] = part.masked_fill((slots == NULL_BLOCK_ID)[:, None], 0)
 
     def ends(self) -> Tensor:
-        """Where each request's tokens begin and end in the step: `[n + 1]`.
+        """The places in the step where each request's tokens begin and end: `[n + 1]`.
 
-        Without a tensor of Python numbers, whose copy to the GPU waits for it, and cannot be a part of a graph.
+        Made on the device: a tensor of Python numbers would be copied there, which waits for the GPU and cannot be a
+        part of a graph.
         """
         metadata = self.slices[0].metadata
         decodes = torch.arange(metadata.num_decode_tokens + 1, device=self.slices[0].kv_cache[0].device)
@@ -129,7 +148,7 @@ class Carry(nn.Module):
 
 
 def slots_of(metadata: Any) -> Tensor:
-    """Where the states of each request are, `[n]`."""
+    """The page of each request in a slice, `[n]`; requests that decode come first."""
     decoding = metadata.state_indices_tensor_d[: metadata.num_decodes, 0]
     if metadata.num_prefills == 0:
         return decoding.long()

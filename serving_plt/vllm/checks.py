@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin refuses, and what it sets of vLLM's settings, before anything is loaded."""
+"""Settings of vLLM that the plugin refuses, and those that it sets, before anything is loaded."""
 
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ def graphs_of(vllm_config: "VllmConfig") -> tuple[CUDAGraphMode, ...]:
 
 
 def check_graphs(vllm_config: "VllmConfig") -> None:
-    """ValueError if the mode of CUDA graphs is set, and is none of `graphs_of`."""
+    """Raise ValueError if the mode of CUDA graphs is set, and is none of `graphs_of`."""
     mode, right = vllm_config.compilation_config.cudagraph_mode, graphs_of(vllm_config)
     if mode is not None and mode not in right:
         names = " or ".join(each.name for each in right)
@@ -61,7 +61,7 @@ def check_graphs(vllm_config: "VllmConfig") -> None:
 
 
 def check_sharing(vllm_config: "VllmConfig") -> None:
-    """ValueError for what vLLM cannot do in a layer that reads the keys of another."""
+    """Raise ValueError for settings that vLLM cannot combine with a layer that reads the keys of another."""
     processes = vllm_config.parallel_config.decode_context_parallel_size
     if processes > 1:
         raise ValueError(
@@ -77,7 +77,7 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
 
 
 def check_step() -> None:
-    """ValueError if the step is run for graphs of its parts, which vLLM may turn to after `check_graphs`."""
+    """Raise ValueError if the step runs for graphs of its parts, which vLLM may turn to after `check_graphs`."""
     mode = get_forward_context().cudagraph_runtime_mode
     if mode == CUDAGraphMode.PIECEWISE:
         raise ValueError(
@@ -87,11 +87,11 @@ def check_step() -> None:
 
 
 class Checks(VerifyAndUpdateConfig):
-    """What vLLM calls once it has read everything that the user set, and before it sets the rest."""
+    """The hook that vLLM calls once it has read the user's settings, before it chooses the rest."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        """Refuse what the model cannot do, and set what vLLM would set otherwise.
+        """Refuse settings that a PLT cannot have, and choose those that vLLM would choose wrongly.
 
         Raises:
             ValueError: with one sentence that says what was asked and what can be.

@@ -10,8 +10,9 @@ from .checks import check_version
 
 
 class ServedConfig(PLTConfig):
-    """A `PLTConfig` that does not say "full_attention" of all layers where there is a carry: of such layers, vLLM
-    believes that they have no state beside keys and values.
+    """A `PLTConfig` without `layer_types` where there is a carry.
+
+    vLLM gives a layer of type "full_attention" no state besides keys and values, so the carry would get no memory.
 
     Raises:
         ValueError: the installed vLLM is older than those that this package was tested with.
@@ -33,7 +34,7 @@ class ServedConfig(PLTConfig):
 
     @layer_types.setter
     def layer_types(self, value: list[str] | None) -> None:
-        """What a saved config says is that of `PLTConfig`."""
+        """Ignore the types in a saved config: `PLTConfig` wrote them, and they are always the same."""
 
 
 class ServedPublishedConfig(PublishedPLTConfig):

@@ -17,16 +17,16 @@ ROWS = {"inputs_embeds": 0, "positions": 0, "carried": 1}  # dimensions of T
 
 
 def goes_together(config: ServedConfig, vllm_config: VllmConfig) -> bool:
-    """Whether steps that decode take all loops at once; LoRA finds the adapter of a row by its place in the step."""
+    """Whether steps that decode take all loops at once: not with LoRA, which finds a row's adapter by its place."""
     return config.one_pass and config.has_carry and vllm_config.lora_config is None
 
 
 class Loops(nn.Module):
-    """What both ways have.
+    """The parts of both ways.
 
     Args:
-        mix: what a later loop starts from, of the embeddings and the loop before it.
-        run: some loops at once through all layers.
+        mix: makes the input of a later loop of the embeddings and the states of the loop before it.
+        run: runs some loops at once through all layers.
     """
 
     def __init__(self, vllm_config: VllmConfig, num_loops: int, mix: Callable, run: Callable):

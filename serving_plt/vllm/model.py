@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A PLT in vLLM: all loops of a step in one pass where every request decodes, otherwise one after another.
 
+For a reader who knows no vLLM. The engine builds `PLTForCausalLM` once in each process, fills it by `load_weights`,
+and then calls, once per step, `forward` with the new tokens of all requests in one row `[T]` and `compute_logits` with
+the states that are sampled from. There is no batch dimension and no cache argument: attention and carry find keys,
+values and states in memory of the engine, by the step's metadata (see `carry.py`). `HasInnerState` and `IsHybrid` tell
+the engine that some layers keep a state of fixed size, here the carry, next to keys and values; the three
+`get_mamba_*` methods, which vLLM calls before there is a model, give its dtype, its shape and the way to copy it.
+
+The linear layers are vLLM's, which splits them over processes and quantizes them; `prefix` is the name of a module, by
+which vLLM finds its memory, its adapter and its quantization.
+
 T tokens of all requests in a step, n requests, R loops in a pass, L loops, D hidden, V vocabulary.
 """
 
@@ -29,6 +39,8 @@ from .weights import GATE, PUBLISHED_GATE, checked
 
 
 class PLTMLP(nn.Module):
+    """Llama's MLP; gate and up are one product, as vLLM has it."""
+
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         options = {"bias": config.mlp_bias, "quant_config": vllm_config.quant_config}
@@ -46,6 +58,8 @@ class PLTMLP(nn.Module):
 
 
 class PLTDecoderLayer(nn.Module):
+    """A layer of `modeling_plt`, on rows instead of batches: `[R * T, D]`, loop after loop."""
+
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         self.self_attn = PLTAttention(config, vllm_config, f"{prefix}.self_attn")
@@ -113,19 +127,20 @@ class PLTModel(nn.Module):
         return states[-1] if self.config.loop_norm else self.norm(states[-1])
 
     def measure_together(self, inputs_embeds: Tensor, positions: Tensor) -> None:
-        """For vLLM, which measures memory by a step of many tokens and no request: the largest step that decodes.
+        """Run the largest step that decodes while vLLM measures memory, by a step of many tokens and no request.
 
-        The compiler sees it first, and takes a dimension of 1 for a constant: so there are two rows at least.
+        Otherwise the pass of all loops would be missing from the measurement. It is also the first one that the
+        compiler sees, which takes a dimension of 1 for a constant: so there are two rows at least.
         """
         few = inputs_embeds[: max(2, self.max_num_seqs)]
         self.together(few, positions[: len(few)], self.carry.read(few)[0])
 
     def mix(self, inputs_embeds: Tensor, previous: Tensor) -> Tensor:
-        """What a later loop starts from: `a * E + b * H` (paper)."""
+        """The input of a later loop: `a * E + b * H` (paper)."""
         return self.embedding_scale * inputs_embeds + self.hidden_scale * previous
 
     def run_layers(self, hidden_states: Tensor, positions: Tensor, loops: range) -> Tensor:
-        """One pass through all layers, `[R * T, D]`."""
+        """Run one pass through all layers, `[R * T, D]`."""
         for layer in self.layers:
             hidden_states = layer(hidden_states, positions, loops)
         return self.norm(hidden_states) if self.config.loop_norm else hidden_states

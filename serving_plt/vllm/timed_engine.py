@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine of its own process, and how long it takes: to decode a token, and to a prompt's first one."""
+"""An engine in a process of its own, and its times: of a decoded token, and to the first token of a prompt."""
 
 import os
 import time
@@ -29,17 +29,17 @@ FEW_ROWS = (1, 2, 3, 4, 8)  # of the projections alone: what further loops cost 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured of each row.
+    """The measurements of each row.
 
     Attributes:
         size: a name in `SIZES`.
-        dtype: of weights and cache.
+        dtype: the dtype of weights and cache.
         batches: numbers of requests that decode together.
         prompts: lengths of a prompt that is prefilled alone, in one step.
-        steps: that decode, of which the median counts.
-        eager: without vLLM's compiler and graphs.
+        steps: the number of decoding steps, of which the median counts.
+        eager: whether to run without vLLM's compiler and graphs.
         contexts: tokens in the cache when decoding begins.
-        kv_bytes: of the cache of each engine.
+        kv_bytes: the size of each engine's cache.
     """
 
     size: str
@@ -137,7 +137,7 @@ def resident(kind: str) -> int:
 
 
 def kv_bytes_per_token(llm: Any) -> float:
-    """Of a request of the greatest length, by vLLM's count of how many such fit into its memory."""
+    """Bytes a token for a request of the greatest length, by vLLM's count of such requests in its memory."""
     from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
 
     core, config = llm.llm_engine.engine_core.engine_core, llm.llm_engine.vllm_config

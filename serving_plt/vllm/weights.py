@@ -15,11 +15,11 @@ PUBLISHED_GATE, GATE = ".loop_gate_proj.", ".plt_gate."
 def checked(
     weights: Iterable[tuple[str, Tensor]], config: ServedConfig, quantized: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors.
+    """Yield the tensors as they are, each checked against the config.
 
     Args:
-        quantized: projections and the head may be stored otherwise, with scales beside them: only gates, norms,
-            learned scales and the embedding are checked.
+        quantized: whether projections and the head may be stored otherwise, with scales beside them: only gates,
+            norms, learned scales and the embedding are checked.
 
     Raises:
         ValueError: a tensor is unknown or has a wrong shape, when it comes; or some are missing, at the end.

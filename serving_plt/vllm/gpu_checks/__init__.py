@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `check_on_gpu` checks: a file for each part."""
+"""The checks of `check_on_gpu`: a file for each part."""

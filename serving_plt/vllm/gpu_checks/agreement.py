@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether greedy tokens are those of a reference, where rounding may choose between two that are nearly as likely.
+"""A comparison of greedy tokens with a reference, where rounding may choose between two that are nearly as likely.
 
 Up to the first token that differs, both have seen the same tokens, so their log probabilities there can be compared:
 they must differ by no more than a bound. Then a token may differ only where the reference prefers its own by no more
@@ -55,13 +55,13 @@ def compare(check: str, reference: list[Answer], answers: list[Answer], bound: f
 
 
 def num_equal(expected: list[int], tokens: list[int]) -> int:
-    """How many tokens are equal before the first that is not."""
+    """The number of equal tokens before the first that is not."""
     pairs = zip(expected, tokens, strict=True)
     return next((number for number, (one, other) in enumerate(pairs) if one != other), len(expected))
 
 
 def generated(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int, **settings: object) -> list[Answer]:
-    """What `generate` answers to prompts in one batch, padded on the left."""
+    """The answers of `generate` to prompts in one batch, padded on the left."""
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the checks run on."""
+"""The machine and the versions that the checks run on."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ def rows(scale: Scale) -> Iterator[Row]:
 
 
 def device(place: torch.device) -> dict[str, str]:
-    """Of a GPU, what decides about its kernels.
+    """The properties of a GPU that decide about its kernels.
 
     Raises:
         RuntimeError: there is none.

@@ -13,10 +13,10 @@ WRONG = (DIFFERS, FAILED)  # what makes the command end with 1
 
 @dataclass(frozen=True)
 class Row:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        check: what was done.
+        check: the name of the check.
         result: one of the words above.
         figures: numbers and texts by their names.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much `check_on_gpu` does: on a GPU, and at a tiny size on a CPU to see that its code runs."""
+"""The amount of work of `check_on_gpu`: on a GPU, and at a tiny size on a CPU to see that its code runs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +9,13 @@ from measuring_plt.rows import ROWS
 
 @dataclass(frozen=True)
 class Scale:
-    """What differs between the two; all code is the same.
+    """The settings that differ between the two; all code is the same.
 
     Attributes:
-        device: of models without a server; vLLM knows its own.
-        size: of what is timed, a name in `SIZES`.
-        dtype: of what is timed.
-        fields: of PLTConfig, of what is timed without a server.
+        device: the device of models without a server; vLLM knows its own.
+        size: the size of the timed models, a name in `SIZES`.
+        dtype: the dtype of the timed models.
+        fields: fields of PLTConfig for the models that are timed without a server.
         looped: fields of PLTConfig, by the name of a model whose tokens are compared.
         prompts: lengths of a batch that `generate` takes.
         new_tokens: after each prompt.

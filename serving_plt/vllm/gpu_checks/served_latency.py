@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step and a prompt take in vLLM: plain, a loop and a PLT, each in an engine of its own process."""
+"""The time of a step and of a prompt in vLLM: plain, a loop and a PLT, each in an engine of its own process."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor

@@ -92,7 +92,7 @@ class ServedTokens:
         return random_prompts(lengths, self.model.config.vocab_size, seed)
 
     def expected(self, prompts: list[list[int]], new_tokens: int | None = None) -> list[Answer]:
-        """Of each prompt alone, on the CPU in float32."""
+        """The answer to each prompt alone, on the CPU in float32."""
         most = new_tokens or self.scale.new_tokens
         return [generated(self.model, [prompt], most)[0] for prompt in prompts]
 
