@@ -4,7 +4,6 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +23,6 @@ class Derivation:
     converter: WeightConverter
     stored: tuple[tuple[str, StoredTensor], ...]  # each with the converter's pattern for it, in the order of its list
     config: PLTConfig  # which operations may read
-
-    @property
-    def file(self) -> Path:
-        return self.stored[0][1].file
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
@@ -52,7 +47,11 @@ class Derivation:
         for (pattern, stored), tensor in zip(self.stored, tensors, strict=True):
             converter.add_tensor(self.name, stored.name, pattern, tensor)
         made = converter.convert(self.name, config=self.config)
-        return {name: (value[0] if isinstance(value, list) else value).contiguous() for name, value in made.items()}
+        # safetensors refuses tensors that share memory, as the parts of a fused one do
+        return {
+            name: (value[0] if isinstance(value, list) else value).clone(memory_format=torch.contiguous_format)
+            for name, value in made.items()
+        }
 
 
 def find_derivations(

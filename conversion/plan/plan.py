@@ -2,7 +2,7 @@
 """The plan of a conversion: the config, and where each tensor of the PLT comes from."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,13 +25,25 @@ OWN_HEAD = "The config ties the head, but the one that is stored differs: it is 
 
 
 @dataclass(frozen=True)
+class Part:
+    """Tensors of a PLT that are loaded together."""
+
+    name: str  # of the first
+    nbytes: int
+    load: Callable[[], dict[str, Tensor]]
+
+    def size_of(self) -> int:
+        return self.nbytes
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be written: a config, and tensors of the source that are kept, computed from it, or new."""
 
     source: Source
     checkpoint: Checkpoint
     config: PLTConfig
-    kept: dict[str, StoredTensor]  # by their names in the PLT; copied byte for byte
+    kept: dict[str, StoredTensor]  # by their names in the PLT; equal to the bit
     derived: list[Derivation]
     dropped: list[str]
     added: dict[str, Tensor] = field(default_factory=dict)
@@ -48,13 +60,19 @@ class Plan:
             shapes |= {name: tuple(tensor.shape) for name, tensor in derivation.outline.items()}
         return shapes
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the PLT; no more than those of one derivation are in memory."""
+    def parts(self) -> Iterator[Part]:
+        """Every tensor of the PLT: those of one derivation together, others alone."""
         for name, stored in self.kept.items():
-            yield name, stored.load()
+            yield Part(name, stored.nbytes, lambda name=name, stored=stored: {name: stored.load()})
         for derivation in self.derived:
-            yield from derivation.compute().items()
-        yield from self.added.items()
+            yield Part(derivation.name, sum(made.nbytes for made in derivation.outline.values()), derivation.compute)
+        for name, tensor in self.added.items():
+            yield Part(name, tensor.nbytes, lambda name=name, tensor=tensor: {name: tensor})
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the PLT; no more than those of one part are in memory."""
+        for part in self.parts():
+            yield from part.load().items()
 
 
 def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str]) -> Plan:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of safetensors files: the tensors in it, and the position of their bytes."""
+"""A folder of safetensors files, and the tensors in it."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,18 +21,16 @@ DEPTH = 100  # levels of nested lists and objects; Python copies and prints a fe
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file; `start` and `stop` are byte positions in the file."""
+    """One tensor of a safetensors file; `dtype` is one of `DTYPES`."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
 
     @property
     def nbytes(self) -> int:
-        return self.stop - self.start
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def load(self) -> Tensor:
         """The tensor, mapped from the file: its memory is freed with it."""
@@ -160,20 +159,15 @@ def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> No
 def read_header(file: Path) -> Iterator[StoredTensor]:
     """The tensors of one safetensors file, in file order; the library checks that they fit the file."""
     try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
+        opened = safe_open(file, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt: {error}") from error
-    with open(file, "rb") as opened:
-        header_size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(header_size))
-    header.pop("__metadata__", None)
-    first = 8 + header_size
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        if entry["dtype"] not in DTYPES:
+    for name in opened.offset_keys():
+        tensor = opened.get_slice(name)
+        dtype = tensor.get_dtype()
+        if dtype not in DTYPES:
             raise ValueError(
-                f"{named(name)} in {file.name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}. "
+                f"{named(name)} in {file.name} has dtype {dtype}; supported are {', '.join(DTYPES)}. "
                 "Quantized checkpoints must be dequantized first."
             )
-        yield StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), first + start, first + stop)
+        yield StoredTensor(name, file, dtype, tuple(tensor.get_shape()))

@@ -25,7 +25,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
 SOURCE = Source(
     model_type=PublishedPLTConfig.model_type,
     title="LoopCoder-V2",
-    becomes="already a PLT; weight files are copied unchanged",
+    becomes="already a PLT; weights are copied unchanged",
     read_fields=read_fields,
     renames=((PUBLISHED_GATE, GATE),),
 )

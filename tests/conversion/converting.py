@@ -6,9 +6,11 @@ import signal
 import sys
 import time
 import traceback
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from clean_process import run_in_clean_process
 from safetensors.torch import load_file, save_file
@@ -110,6 +112,14 @@ def snapshot(folder):
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
         for path in folder.rglob("*")
     }
+
+
+def digests(folder):
+    """A digest of each tensor of a folder, whatever its name."""
+    weights = [load_file(file) for file in folder.glob("*.safetensors") if file.name != "expected.safetensors"]
+    weights += [torch.load(file, weights_only=True) for file in folder.glob("*.bin")]
+    flat = [tensor.flatten().view(torch.uint8) for tensors in weights for tensor in tensors.values()]
+    return {sha256(tensor.numpy().tobytes()).hexdigest() for tensor in flat}
 
 
 def signalled(log, number, seconds, *arguments):

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, WeightConverter
 
 import conversion_plt.convert
+import conversion_plt.target.write_weights
+from conversion_plt.plan.computed import Derivation
 from conversion_plt.reading.checkpoint import open_checkpoint
 from conversion_plt.sources.llama import SOURCE as LLAMA
 from modeling_plt import PLTForCausalLM
@@ -151,10 +153,7 @@ def test_kept_tensors_are_copied_byte_for_byte(source, tmp_path):
         kept |= {f"{layer}mlp.down_proj.weight": f"{layer}mlp.down_proj.weight"}
         kept |= {f"{layer}attn.out.weight": f"{layer}self_attn.o_proj.weight"}
     for theirs, ours in kept.items():
-        before, after = stored[theirs], written[ours]
-        assert (
-            before.file.read_bytes()[before.start : before.stop] == after.file.read_bytes()[after.start : after.stop]
-        )
+        assert torch.equal(stored[theirs].load().view(torch.uint8), written[ours].load().view(torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +177,10 @@ def test_a_computed_tensor_that_was_written_wrong_is_found(source, tmp_path, mon
     verify = conversion_plt.convert.verify_files
 
     def damage_and_verify(plan, written, keep_nan):
-        tensor = written.tensors["model.layers.1.self_attn.k_proj.weight"]
-        with open(tensor.file, "r+b") as file:
-            file.seek(tensor.stop - 1)
-            last = file.read(1)[0]
-            file.seek(tensor.stop - 1)
-            file.write(bytes([last ^ 1]))
+        file = written.folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.layers.1.self_attn.k_proj.weight"].view(torch.uint8)[-1, -1] ^= 1
+        save_file(tensors, file, metadata={"format": "pt"})
         return verify(plan, written, keep_nan)
 
     monkeypatch.setattr(conversion_plt.convert, "verify_files", damage_and_verify)
@@ -191,20 +188,20 @@ def test_a_computed_tensor_that_was_written_wrong_is_found(source, tmp_path, mon
     assert "`model.layers.1.self_attn.k_proj.weight` in the written folder differs" in message
 
 
-def test_one_derivation_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
-    alive, most = [], []
+def test_what_is_computed_is_in_memory_for_one_file_at_a_time(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion_plt.target.write_weights, "LARGEST", 20_000)
+    alive, most, compute = [], [], Derivation.compute
 
-    class Watched(AddOne):
-        def convert(self, *args, **kwargs):
-            most.append(sum(reference() is not None for reference in alive))
-            made = super().convert(*args, **kwargs)
-            alive.extend(weakref.ref(tensor) for tensor in made.values() if not tensor.is_meta)
-            return made
+    def watched(derivation):
+        most.append(sum(tensor.nbytes for reference in alive if (tensor := reference()) is not None))
+        made = compute(derivation)
+        alive.extend(map(weakref.ref, made.values()))
+        return made
 
-    change_converter(monkeypatch, 2, "norm.weight", "norm.weight", [Watched()])
+    monkeypatch.setattr(Derivation, "compute", watched)
     plt_convert(source, tmp_path / "target")
-    assert len(alive) == 14  # 7 norms, written and verified
-    assert max(most) == 1  # the one before it, until the loop takes the next
+    assert len(alive) == 2 * 23  # written and verified
+    assert 0 < max(most) < 20_000
 
 
 @pytest.mark.parametrize(

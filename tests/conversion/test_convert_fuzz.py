@@ -7,11 +7,10 @@ import json
 import random
 import shutil
 import warnings
-from hashlib import sha256
 
 import pytest
 import torch
-from converting import DATA, plain_model, plt_convert, snapshot
+from converting import DATA, digests, plain_model, plt_convert, snapshot
 from safetensors.torch import load_file
 from tokenizer_folders import special, write_files
 from transformers import AutoTokenizer, GPT2Tokenizer
@@ -115,14 +114,6 @@ def attempt(draw, *arguments):
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__} for {draw}") from error
     return None
-
-
-def digests(folder):
-    """Each tensor of a folder, whatever its name."""
-    weights = [load_file(file) for file in folder.glob("*.safetensors") if file.name != "expected.safetensors"]
-    weights += [torch.load(file, weights_only=True) for file in folder.glob("*.bin")]
-    flat = [tensor.flatten().view(torch.uint8) for tensors in weights for tensor in tensors.values()]
-    return {sha256(tensor.numpy().tobytes()).hexdigest() for tensor in flat}
 
 
 def assert_right(draw, source, target):
