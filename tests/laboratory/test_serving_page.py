@@ -193,7 +193,7 @@ def test_every_fraction_and_every_large_number_in_a_sentence_is_one_of_these():
 
 def commands() -> list[list[str]]:
     """The words of each command that writes to a folder of the results."""
-    found = re.findall(r"`(python -m serving_plt\.benchmark [^`]*)`", SECTION)
+    found = re.findall(r"`(python -m laboratory\.serving [^`]*)`", SECTION)
     return [shlex.split(command) for command in found]
 
 
