@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 from clean_process import run_in_clean_process
+from test_imports import FLOORS
 from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -354,6 +355,12 @@ def test_files_of_the_model_import_only_what_is_listed_below_them():
         assert {f"{module}.py" for module in imported} <= set(listed[number + 1 :]), name
 
 
+def test_folders_are_listed_from_the_ground_up():
+    listed = [cell.strip("`") for cell in table_cells(page("docs/internals.md")) if re.fullmatch(r"`\w+`", cell)]
+    assert sorted(listed) == sorted(FLOORS)
+    assert [FLOORS[name] for name in listed] == sorted(FLOORS.values())
+
+
 def test_names_in_the_walk_through_a_forward_are_those_of_the_code():
     code = "".join(file.read_text() for file in ROOT.glob("*ing_plt/*.py")) + page(
         "configuration_plt/configuration_plt.py"
@@ -363,4 +370,5 @@ def test_names_in_the_walk_through_a_forward_are_those_of_the_code():
     spans = [span for span in inline_code(text) if not re.search(r"[/\s]|\.py$", span)]
     picture = re.findall(r"\b[A-Za-z]+_\w+\b", "".join(re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)))
     unknown = {word for span in (*spans, *picture) for word in re.findall(r"[A-Za-z_]\w*", span)} - known
+    unknown -= {*FLOORS, "conversion"}
     assert not unknown
