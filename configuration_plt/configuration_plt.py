@@ -103,7 +103,6 @@ class PLTConfig(PreTrainedConfig):
     # `initializer_range`; that is the default, with which both weigh the same when training starts
     hidden_scale: float | int | None = scale(None)
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
-    one_pass: bool = True  # the loops of a new token run in one pass; False: one after another, the same logits
     learned_scales: bool = False  # the two scales are parameters, and these values their start
 
     vocab_size: int = count(32000)
@@ -130,6 +129,9 @@ class PLTConfig(PreTrainedConfig):
     qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation (Qwen3)
     sandwich_norm: bool = False  # RMSNorm also of what attention and MLP add to the residual stream (Ouro)
 
+    # no field: a switch of the run, which models show; release 0.1 saved it, and what is saved as False is heeded
+    one_pass = True
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -145,6 +147,10 @@ class PLTConfig(PreTrainedConfig):
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, which are what is saved: without `one_pass`."""
+        return {name: value for name, value in super().to_dict().items() if name != "one_pass"}
 
     def refuse_misspelled(self, others: dict[str, Any]) -> None:
         """Refuse a keyword that is no field but nearly the name of one; others are kept, as everywhere."""

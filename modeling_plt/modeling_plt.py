@@ -133,6 +133,15 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
         super().__init__(config, *args, **kwargs)
         tell_peft(config.model_type)
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether the loops of a new token run in one pass, or one after another with the same logits; not saved."""
+        return self.config.one_pass
+
+    @one_pass.setter
+    def one_pass(self, value: bool) -> None:
+        self.config.one_pass = value
+
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Save this code with the model; an Auto class that has loaded it from a folder asks each folder anew.
@@ -291,7 +300,7 @@ class PLTModel(PLTPreTrainedModel):
         position_ids = tokens.positions.clamp(min=0)
         cos, sin = self.rotary_emb(inputs_embeds, position_ids)
         given = tokens, (cos[:, None, None], sin[:, None, None]), past_key_values
-        in_turn = bool(adapters) or not self.config.one_pass
+        in_turn = bool(adapters) or not self.one_pass
         states: list[Tensor] = []  # of all loops but the last
         hidden_states = inputs_embeds
         for stage, loops, spans in schedule(self.config, tokens.num_tokens, num_outputs, in_turn):

@@ -47,10 +47,12 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def tiny_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> PLTForCausalLM:
+def tiny_model(seed: int = 0, attn_implementation: str = "sdpa", one_pass: bool = True, **overrides) -> PLTForCausalLM:
     config = tiny_config(**overrides)
     config._attn_implementation = attn_implementation
-    return randomize(PLTForCausalLM(config), seed).eval()
+    model = randomize(PLTForCausalLM(config), seed).eval()
+    model.one_pass = one_pass
+    return model
 
 
 def tiny_ids(batch_size: int, length: int, seed: int = 1) -> torch.Tensor:

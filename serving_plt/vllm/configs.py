@@ -23,6 +23,10 @@ class ServedConfig(PLTConfig):
         check_version()
         return super().from_dict(config_dict, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """With `one_pass`: vLLM finds the graphs that it has compiled by what the config holds."""
+        return super().to_dict() | {"one_pass": self.one_pass}
+
     @property
     def has_carry(self) -> bool:
         """Whether later loops read the state of the token before, which must be kept from step to step."""

@@ -70,7 +70,7 @@ def open_engine(row: str, plan: Plan) -> dict[str, Any]:
         config = PLTConfig(**SIZES[plan.size] | ENGINE | ROWS[row].fields)
         config.architectures = ["PLTForCausalLM"]
         config.save_pretrained(folder)
-        ENGINES.append(start(folder, plan))
+        ENGINES.append(start(folder, plan, config.one_pass))  # which the folder does not say
     return {
         "row": row,
         "bytes after loading": resident("VmRSS"),
@@ -111,12 +111,13 @@ def projections(num_rows: int, steps: int) -> float:
     return ENGINES[0].apply_model(of_model)[0]
 
 
-def start(folder: str, plan: Plan) -> Any:
+def start(folder: str, plan: Plan, one_pass: bool) -> Any:
     from vllm import LLM  # starts threads and reads the environment
 
     longest = max([*plan.prompts, max(plan.batches) * max(plan.contexts)])
     return LLM(
         folder,
+        hf_overrides={"one_pass": one_pass},
         load_format="dummy",
         dtype=plan.dtype,
         enforce_eager=plan.eager,

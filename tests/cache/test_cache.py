@@ -205,13 +205,13 @@ def test_loop_after_loop_decodes_the_same_with_one_row_at_a_time(row, num_loops)
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[1]))
     passes = {}
-    for model.config.one_pass in (True, False):
+    for model.one_pass in (True, False):
         cache = model(input_ids[:, :9]).past_key_values
         rows.clear()
         for column in range(9, 20):
             logits = model(input_ids[:, column : column + 1], past_key_values=cache).logits
             torch.testing.assert_close(logits[:, 0], expected[:, column], rtol=0, atol=2e-5)  # summation order
-        passes[model.config.one_pass] = rows[:]
+        passes[model.one_pass] = rows[:]
     in_rows = num_loops if model.config.loop_shift else 1
     assert passes[True] == [in_rows] * (2 * 11 * num_loops // in_rows)
     assert passes[False] == [1] * (2 * 11 * num_loops)

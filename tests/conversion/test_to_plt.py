@@ -7,6 +7,7 @@ import pytest
 import torch
 from converting import DATA, copy_source, plain_model, plt_convert, refused
 from safetensors.torch import load_file
+from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -77,6 +78,15 @@ def test_a_vanilla_loop_becomes_a_plt_of_as_many_loops(tmp_path, name):
     assert {weights[key].item() for key in weights if "scale" in key} == {0.0, 1.0}
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key] if key in weights else old[key])
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_how_an_old_plt_ran_is_no_matter_of_its_weights(tmp_path, said):
+    tiny_model(loop_shift=False, loop_attention="own").save_pretrained(tmp_path / "source")
+    file = tmp_path / "source/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"one_pass": said}))
+    plt_convert(tmp_path / "source", tmp_path / "target", "--to-plt")
+    assert PLTForCausalLM.from_pretrained(tmp_path / "target").one_pass
 
 
 def test_every_start_can_be_set(tmp_path):

@@ -65,7 +65,7 @@ def test_every_way_through_the_stages_equals_the_reference(fields, cut):
     for sizes in ([1] * 14, [9, 1, 4], [5, 1, 1, 1, 6]):
         assert_same(decoded(model, ids, sizes)[0][0], wanted)
         assert_same(decoded(model, ids, sizes, PLTStaticCache(model.config, 20))[0][0], wanted)
-    model.config.one_pass = False
+    model.one_pass = False
     assert_same(decoded(model, ids, [1] * 14)[0][0], wanted)
 
 

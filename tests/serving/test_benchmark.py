@@ -6,6 +6,7 @@ import pytest
 
 from laboratory.serving.__main__ import main
 from laboratory.serving.report import write_report
+from serving_plt.vllm import timed_engine
 
 TINY = ["--size", "tiny", "--dtype", "float32", "--steps", "2", "--rounds", "2"]
 
@@ -38,6 +39,15 @@ def test_a_tiny_run_measures_what_it_says(tmp_path):
     assert found["setting"]["parameters"] == layers + 2 * 256 * 64 + 64
     assert "plain" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "decode.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("row", "together"), [("plt-2", True), ("plt-2, in turn", False)])
+def test_a_row_runs_as_its_name_says(row, together, monkeypatch):
+    monkeypatch.setattr(timed_engine, "ENGINES", [])
+    plan = timed_engine.Plan("tiny", "float32", batches=[1], prompts=[64], steps=1, eager=True)
+    timed_engine.open_engine(row, plan)
+    (llm,) = timed_engine.ENGINES
+    assert llm.apply_model(lambda model: model.model.together is not None) == [together]
 
 
 def test_a_row_counts_by_its_ratios_to_what_ran_in_the_same_round(tmp_path):

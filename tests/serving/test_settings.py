@@ -12,6 +12,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from serving_plt.vllm.configs import ServedConfig
 from serving_plt.vllm.model import PLTForCausalLM
 
 MODELS = {
@@ -161,9 +162,13 @@ def test_what_keys_of_another_layer_forbid_is_not_refused_without_them(folders):
     settings_of(folders["plt"], kv_cache_dtype="fp8")
 
 
+def test_what_is_compiled_for_loops_in_turn_is_kept_apart():
+    assert ServedConfig(one_pass=False).to_json_string() != ServedConfig().to_json_string()
+
+
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_attention_of_all_loops_is_made_where_they_are_in_one_pass(one_pass, tmp_path):
-    save_tiny(tmp_path, num_loops=2, one_pass=one_pass)
-    with loaded(tmp_path) as model:
+    save_tiny(tmp_path, num_loops=2)
+    with loaded(tmp_path, hf_overrides={"one_pass": one_pass}) as model:
         assert {layer.self_attn.together_attn is not None for layer in model.model.layers} == {one_pass}
         assert (model.model.together is not None) == one_pass

@@ -18,7 +18,6 @@ VARIANTS = {
     },
     "bias of queries, keys and values alone": {"attention_bias": True, "attention_output_bias": False},
     "sandwich norms, gelu": {"sandwich_norm": True, "hidden_act": "gelu_pytorch_tanh"},
-    "loops in turn": {"one_pass": False},
     "shared KV": {"loop_attention": "shared", "num_loops": 3},
     "shift": {"loop_attention": "own", "num_loops": 3},
     "vanilla loop": {"loop_attention": "own", "loop_shift": False, "num_loops": 3},
@@ -26,13 +25,17 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_greedy_tokens_are_those_of_generate(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in VARIANTS] + [("plt-2", {"hf_overrides": {"one_pass": False}})],
+    ids=[*VARIANTS, "loops in turn"],
+)
+def test_greedy_tokens_are_those_of_generate(name, options, tmp_path):
     model, prompts = save_tiny(tmp_path, **VARIANTS[name]), random_prompts()
     tokens = generated(model, prompts)
     logprobs = logprobs_of(model, prompts, tokens)
     assert len({tuple(row) for row in tokens}) >= len(prompts) - 1  # they can tell a wrong answer
-    with engine(tmp_path) as llm:
+    with engine(tmp_path, **options) as llm:
         for _ in range(2):
             given_tokens, given_logprobs = served_with_logprobs(llm, prompts)
             assert given_tokens == tokens

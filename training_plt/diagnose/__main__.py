@@ -49,9 +49,9 @@ class DiagnoseArguments:
 
     def __post_init__(self) -> None:
         if self.sequence_length is not None and self.sequence_length < 2:
-            raise ValueError(f"`sequence_length` must be at least 2, got {self.sequence_length}.")
+            raise ValueError(f"`--sequence-length` must be at least 2, got {self.sequence_length}.")
         if self.max_sequences is not None and self.max_sequences < 1:
-            raise ValueError(f"`max_sequences` must be at least 1, got {self.max_sequences}.")
+            raise ValueError(f"`--max-sequences` must be at least 1, got {self.max_sequences}.")
 
 
 def read_sequences(
