@@ -63,7 +63,9 @@ def convert(request: Request) -> list[str]:
         exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored)))
         plan = exact if request.start is None else switch_on(exact, request.start)
         check_generation(folder)
-        expected = request.expected and read_expected(request.expected, plan.config.vocab_size)
+        expected = None
+        if request.expected is not None:
+            expected = read_expected(request.expected, plan.config.vocab_size)
         named_text = read_text(request.text)
         check_space(target, checkpoint.nbytes)
         sentences = write_folder(plan, folder, target)

@@ -48,14 +48,14 @@ def verify_files(plan: Plan, written: Checkpoint, keep_nan: bool) -> list[str]:
     dtypes = ", ".join(
         f"{count} {dtype}" for dtype, count in Counter(t.dtype for t in written.tensors.values()).items()
     )
-    values = (
+    finite = (
         f"{sum(not_finite.values()):,} values are NaN or infinite" if not_finite else "No value is NaN or infinite"
     )
     return [
         f"{len(written.tensors)} tensors ({dtypes}) are exactly those of the config: {len(plan.kept)} equal to the "
         f"source's to the bit, {plan.num_derived} computed from the source's, {len(plan.added)} new; "
         f"{len(plan.dropped)} of the source were dropped.",
-        f"{values}.",
+        f"{finite}.",
     ]
 
 
@@ -76,12 +76,14 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
     Raises:
         ValueError: the logits differ by more than 1e-4, or are not finite.
     """
-    origin = exact.source.reference_class and f"transformers' {exact.source.reference_class}"
+    name = exact.source.reference_class
+    origin = f"transformers' {name}"
     if expected is not None:
-        input_ids, logits, origin = expected.input_ids, expected.logits, expected.file.name
+        input_ids, origin = expected.input_ids, expected.file.name
+        logits: Tensor | None = expected.logits
     else:
         input_ids = torch.randint(exact.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
-        logits = reference_logits(exact, input_ids) if origin else None
+        logits = None if name is None else reference_logits(exact, getattr(transformers, name), input_ids)
     actual = plt_logits(exact.config, written, input_ids)
     if not actual.isfinite().all():
         raise ValueError("The written weights give logits that are not finite.")
@@ -104,13 +106,21 @@ def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> 
 
 
 @torch.inference_mode()
-def reference_logits(exact: Plan, input_ids: Tensor) -> Tensor:
-    """Logits `[B, T, V]` of transformers' own class on the source's files; stack and norm run once per loop."""
-    model_class = getattr(transformers, exact.source.reference_class)
+def reference_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids: Tensor) -> Tensor:
+    """Logits `[B, T, V]` of transformers' own class on the source's files; stack and norm run once per loop.
+
+    Raises:
+        NotImplementedError: some layers are not looped, and transformers' class can only run all.
+    """
+    stage = exact.config.looped_stage
+    if len(stage.layers) != exact.config.num_hidden_layers:
+        raise NotImplementedError(
+            f"Logits of a loop over all {exact.config.num_hidden_layers} layers can be compared with those of "
+            f"transformers' {model_class.__name__}, got a loop over {len(stage.layers)}; use `--expected`."
+        )
     config = exact.source.reference_config(exact.checkpoint.config)[0]
     config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
     model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
-    (stage,) = exact.config.stages  # transformers' class runs its whole stack
     with progress(model, exact.config):
         states = model.model.embed_tokens(input_ids)
         for _ in stage.loops:
