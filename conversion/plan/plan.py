@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,16 +64,21 @@ class Plan:
     def parts(self) -> Iterator[Part]:
         """Every tensor of the PLT: those of one derivation together, others alone."""
         for name, stored in self.kept.items():
-            yield Part(name, stored.nbytes, lambda name=name, stored=stored: {name: stored.load()})
+            yield Part(name, stored.nbytes, partial(load_one, name, stored))
         for derivation in self.derived:
             yield Part(derivation.name, sum(made.nbytes for made in derivation.outline.values()), derivation.compute)
         for name, tensor in self.added.items():
-            yield Part(name, tensor.nbytes, lambda name=name, tensor=tensor: {name: tensor})
+            yield Part(name, tensor.nbytes, partial(dict, {name: tensor}))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the PLT; no more than those of one part are in memory."""
         for part in self.parts():
             yield from part.load().items()
+
+
+def load_one(name: str, stored: StoredTensor) -> dict[str, Tensor]:
+    """A stored tensor under its name in the PLT."""
+    return {name: stored.load()}
 
 
 def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str]) -> Plan:
@@ -136,7 +142,7 @@ def make_config(fields: dict[str, Any]) -> PLTConfig:
 
 def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that most of a checkpoint's bytes have."""
-    nbytes = Counter()
+    nbytes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         nbytes[tensor.dtype] += tensor.nbytes
     return DTYPES[nbytes.most_common(1)[0][0]]

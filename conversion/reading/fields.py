@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading a source's config: a field that is set is either understood or refused by name."""
 
-from typing import Any
+from dataclasses import MISSING
+from dataclasses import fields as dataclass_fields
+from typing import Any, TypeVar
 
 from transformers.activations import ACT2FN
 
@@ -11,6 +13,7 @@ from .meaningless_fields import DEFAULTS, HARMLESS
 from .rope import check_rope
 
 REQUIRED = object()
+Declared = TypeVar("Declared")
 
 
 class Fields:
@@ -33,6 +36,20 @@ class Fields:
         if not (value is None and default is None) and not is_kind(value, kind):
             raise ValueError(f"Field `{name}` of the source must be {KINDS[kind]}, got {shown(value)}.")
         return value
+
+    def take_all(self, declared: type[Declared]) -> Declared:
+        """An object of a dataclass that declares fields of the source: their names, kinds and defaults.
+
+        Raises:
+            ValueError: a field is of another kind, or is absent and has no default.
+        """
+        defaults = {field.name: (field.type, field.default) for field in dataclass_fields(declared)}
+        return declared(
+            **{
+                name: self.take(name, kind, REQUIRED if default is MISSING else default)
+                for name, (kind, default) in defaults.items()
+            }
+        )
 
     def require(self, name: str, *allowed: Any) -> None:
         """Accept a field only if it is absent or has one of these values.

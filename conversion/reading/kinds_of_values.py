@@ -5,7 +5,8 @@ import math
 from types import GenericAlias, UnionType
 from typing import Any
 
-KINDS = {
+Kind = type | GenericAlias | UnionType
+KINDS: dict[Kind, str] = {
     bool: "true or false",
     int: "an integer of 64 bits",
     float: "a finite number of 64 bits",
@@ -15,8 +16,8 @@ KINDS = {
     list[int]: "a list of integers",
     list[float]: "a list of numbers",
     int | list[int]: "an integer or a list of integers",
+    float | int | None: "a finite number of 64 bits",
 }
-Kind = type | GenericAlias | UnionType
 
 
 def is_kind(value: Any, kind: Kind) -> bool:

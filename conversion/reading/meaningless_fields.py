@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields that transformers writes into configs and that do not change what a checkpoint computes."""
 
+from transformers import GenerationConfig
+
 HARMLESS = {
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -38,22 +40,4 @@ HARMLESS = {
 }
 
 # these values count as unset, as do None, False, 0 and empty: transformers 4 could write them into any config
-DEFAULTS = {
-    "assistant_confidence_threshold": 0.4,
-    "assistant_lookbehind": 10,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "max_length": 20,
-    "num_assistant_tokens": 20,
-    "num_assistant_tokens_schedule": "constant",
-    "num_beam_groups": 1,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "repetition_penalty": 1.0,
-    "target_lookbehind": 10,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "transformers_weights": "model.safetensors",
-    "typical_p": 1.0,
-}
+DEFAULTS = GenerationConfig._get_default_generation_params() | {"transformers_weights": "model.safetensors"}

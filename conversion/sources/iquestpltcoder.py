@@ -11,14 +11,7 @@ from ..source import Source
 
 
 def read_fields(fields: Fields) -> dict[str, Any]:
-    own = PublishedFields(
-        plt_num_loops=fields.take("plt_num_loops", int),
-        plt_window_size=fields.take("plt_window_size", list[int]),
-        plt_normalize_per_loop=fields.take("plt_normalize_per_loop", bool),
-        plt_gate_use_hidden_states=fields.take("plt_gate_use_hidden_states", bool),
-        plt_emb_scale=fields.take("plt_emb_scale", float, None),
-        plt_hidden_scale=fields.take("plt_hidden_scale", float, None),
-    )
+    own = fields.take_all(PublishedFields)
     return llama_fields(fields) | bias_fields(fields) | own.translated()
 
 
