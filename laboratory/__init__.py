@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measures a PLT: its costs, what it learns, its healing, and its server. Only in a checkout."""
+"""Measurements of a PLT: its costs, its learning, its healing, and its server. Only in a checkout."""

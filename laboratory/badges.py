@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four badges of README.md, each with what a file of the repository says.
+"""The four badges of README.md, each with the words of a file of the repository.
 
 python -m laboratory.badges    # in a checkout; writes docs/badges
 """
@@ -14,7 +14,7 @@ HEIGHT, LETTER, MARGIN = 20, 7, 8  # pixels; LETTER is a wide guess at the mean 
 
 
 def values() -> dict[str, str]:
-    """What each badge says: the workflow that runs the tests, its Pythons, the license, and the paper."""
+    """The text of each badge: the workflow that runs the tests, its Pythons, the license, and the paper."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")

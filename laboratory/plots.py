@@ -13,7 +13,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # that are drawn
 
 
 def looks(names: Sequence[str]) -> dict:
-    """Of the lines of these names."""
+    """Colours, widths and markers of the lines of these names."""
     colours = sns.color_palette("viridis", len(names))
     return {
         "palette": dict(zip(names, colours, strict=True)) | {"plain": "black"},

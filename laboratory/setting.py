@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What numbers were measured on, and how."""
+"""The machine, versions and method of a measurement."""
 
 import platform
 

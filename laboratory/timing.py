@@ -11,12 +11,12 @@ from measuring_plt.turns import take_turns
 
 
 def ratios_to_plain(times: pd.DataFrame) -> pd.DataFrame:
-    """Of times as `take_turns` measures them, each to that of plain in the same round."""
+    """The ratio of each time of `take_turns` to that of plain in the same round."""
     return times.div(times[PLAIN.name], axis="index")
 
 
 def parallel_efficiency(in_turn: pd.Series, together: pd.Series, num_loops: int) -> pd.Series:
-    """Of each round: the time of L loops in turn, as the vanilla loop runs them, over L times that of L together."""
+    """By rounds: the time of L loops in turn, as the vanilla loop runs them, over L times that of L together."""
     return in_turn / (num_loops * together)
 
 

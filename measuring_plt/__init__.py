@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, and how: rows, sizes, and models that take turns."""
+"""Measuring: rows, sizes, and models that take turns."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed of a model: a few decoded tokens, the first one after a prompt, or all logits of it."""
+"""The timed parts of a model: a few decoded tokens, the first one after a prompt, or all logits of a prompt."""
 
 from collections.abc import Callable
 

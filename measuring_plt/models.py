@@ -22,7 +22,7 @@ NOT_LLAMAS = ("architectures", "auto_map", "model_type", "transformers_version")
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows of a run have in common; `fields` are those of PLTConfig that no row sets."""
+    """The settings that all rows of a run share; `fields` are those of PLTConfig that no row sets."""
 
     fields: dict
     device: torch.device
@@ -33,7 +33,7 @@ class Setup:
 
     @property
     def packed_dtype(self) -> torch.dtype | None:
-        """What `pack_weights` takes."""
+        """The dtype that `pack_weights` takes."""
         return None if self.packed == "same" else getattr(torch, self.packed)
 
 
@@ -55,7 +55,7 @@ def empty_model(setup: Setup, row: Row) -> PreTrainedModel:
 
 
 def plain_bytes(setup: Setup, row: Row) -> int:
-    """Of the weights of a row, not packed."""
+    """Bytes of the weights of a row, not packed."""
     return setup.dtype.itemsize * empty_model(setup, row).num_parameters()
 
 

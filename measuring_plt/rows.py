@@ -30,7 +30,7 @@ class Row:
 
     @property
     def fields(self) -> dict[str, bool | int | str]:
-        """Of PLTConfig, but for the number of layers."""
+        """The fields of PLTConfig but the number of layers."""
         return {"num_loops": self.num_loops} | self.mechanisms
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed, and from which commit."""
+"""The installed versions, and the commit of this package."""
 
 import platform
 import subprocess

@@ -1,1 +1,1 @@
-"""What a PLT costs next to plain and looped models of its size: `plt bench`."""
+"""The costs of a PLT next to plain and looped models of its size: `plt bench`."""

@@ -23,11 +23,11 @@ NOT_MEASURED = "Not measured: on a CPU this needs Linux, whose /proc tells and r
 
 
 class Bytes(NamedTuple):
-    """Of some work.
+    """Bytes of some work.
 
     Attributes:
-        held: by its result, when all else that it had is gone.
-        peak: at most, while it worked.
+        held: the bytes of its result, when all else that it had is gone.
+        peak: the most bytes while it worked.
     """
 
     held: int
@@ -52,7 +52,7 @@ def how_measured(device: torch.device) -> str:
 
 
 def measure_bytes(work: Callable[[], Any], device: torch.device) -> tuple[Bytes, Any]:
-    """What work takes that this process did not hold before, and its result."""
+    """The bytes that work takes beyond those that this process held before, and its result."""
     clean_up(device)
     before = held_bytes(device)
     forget_peak(device)

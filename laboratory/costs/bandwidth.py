@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a device reads its memory: what bounds a decode step, which reads all weights once."""
+"""The speed at which a device reads its memory, which bounds a decode step: it reads all weights once."""
 
 import statistics
 from collections.abc import Callable

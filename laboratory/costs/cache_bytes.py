@@ -20,7 +20,7 @@ POSITION_BYTES = 8  # of the carry's position id
 
 
 def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
-    """What the paper's design needs for one sequence of S tokens.
+    """Bytes that the paper's design needs for one sequence of S tokens.
 
     PLT: `2 * N * Hkv * Dh * (S + (L - 1) * (W - 1)) + L * D` elements; a loop without shared KV keeps L * S
     columns; the position id tells a new token whether it continues the carry.
@@ -37,7 +37,7 @@ def theory(config: PreTrainedConfig, context: int, element_size: int) -> int:
 
 
 def measured(cache: Cache) -> int:
-    """What the tensors of a filled cache take."""
+    """Bytes of the tensors of a filled cache."""
     if isinstance(cache, PLTCache):
         return cache.nbytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

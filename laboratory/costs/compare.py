@@ -71,7 +71,7 @@ def measure_costs(setup: Setup) -> dict[str, dict]:
 
 
 def caption(setup: Setup, unpacked: float, rounded: list[float]) -> str:
-    """What the numbers are of.
+    """The models and settings that the numbers are of.
 
     Args:
         unpacked: milliseconds per token of plain without packed weights.

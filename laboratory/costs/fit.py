@@ -39,7 +39,7 @@ def weight_bytes(fields: dict, row: Row) -> int:
 
 
 def greatest_batch(card: float, weights: int, sequence: int) -> int:
-    """How many sequences fit beside the weights; all in bytes."""
+    """The number of sequences that fit beside the weights; all arguments in bytes."""
     return max(int(((1 - RESERVE) * card - weights) // sequence), 0)
 
 

@@ -51,7 +51,7 @@ def decode(config: PreTrainedConfig, context: int, num_new: int, itemsize: int) 
 
 
 def activations(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
-    """What the layers of all loops keep for the backward, as `training_plt.memory` counts it, and the log-softmax."""
+    """Bytes that layers keep for the backward in all loops, as `training_plt.memory` counts, and the log-softmax."""
     kept = of_loops(config, num_tokens, itemsize, num_left_out=0)
     return kept + of_vocabulary(config, num_tokens, itemsize)
 

@@ -164,14 +164,14 @@ def folders(kind: str, section: str) -> list[str]:
 
 
 def bound(fields: dict, row: str, num_tokens: int, num_outputs: int) -> float:
-    """What arithmetic makes of a row's ratio to plain, see `with_bound`."""
+    """The ratio of a row's products to plain's, see `with_bound`."""
     setup = Setup(fields, torch.device("cpu"), torch.float32, "sdpa")
     own, plain = (multiplications(empty_model(setup, each), num_tokens, num_outputs) for each in (ROWS[row], PLAIN))
     return own / plain
 
 
 class Length(NamedTuple):
-    """What a file says of one number of tokens."""
+    """The part of a file that is on one number of tokens."""
 
     what: str
     file: str
@@ -249,7 +249,7 @@ def ratios(records: list[dict], **where: Any) -> dict[str, str]:
 
 
 def promise() -> str:
-    """What a second and a third loop cost, plain's cost being 1."""
+    """The costs of a second and a third loop, plain's being 1."""
     rows = []
 
     def add(what: str, file: str, cells: dict[str, str], least: float, paper: str = "") -> None:

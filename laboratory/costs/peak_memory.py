@@ -51,13 +51,13 @@ class Case(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """What is measured.
+    """A phase to measure.
 
     Attributes:
-        length: which tokens it takes, "prompt" or "train".
-        prepare: what comes before it; returns what is measured, which may be called twice.
-        attribute: of `Bytes`, which is shown.
-        formula: takes the case, and the result of what was measured.
+        length: the tokens that it takes, "prompt" or "train".
+        prepare: does the work before it, and returns the work to measure, which may be called twice.
+        attribute: the attribute of `Bytes` that is shown.
+        formula: takes the case, and the result of the measured work.
         kind: `SUM` or `BOUND`.
     """
 
@@ -114,7 +114,7 @@ def step(case: Case) -> Callable[[], None]:
 
 
 def packed_bytes(case: Case, built: tuple[PreTrainedModel, Memory]) -> int:
-    """Of packed weights, plain ones that stay beside them, and what is not packed."""
+    """Bytes of packed weights, of plain ones that stay beside them, and of all that is not packed."""
     memory = built[1]
     return case.weights() - memory.before + memory.after + memory.kept
 

@@ -26,7 +26,7 @@ BOUND = (
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line asks for; `headline` names it in plots."""
+    """A request of the command line; `headline` names it in plots."""
 
     weights: SharedWeights
     rows: list[Row]
@@ -46,7 +46,7 @@ def with_published(table: pd.DataFrame, published: dict[str, float]) -> pd.DataF
 
 
 def note_on_bound(table: pd.DataFrame) -> str:
-    """What the columns say that `measure_decoding` computes; megabytes in a millisecond are gigabytes in a second."""
+    """The meaning of `measure_decoding`'s columns; megabytes in a millisecond are gigabytes in a second."""
     bandwidth = table["read, MB"][0] / table["bound, ms"][0]
     return (
         "Read: what a step must read, the weights of the layers in each pass, those of the head, and the KV cache. "

@@ -12,7 +12,7 @@ from .cache_bytes import theory
 
 
 def weight_bytes(part: nn.Module) -> int:
-    """Of all weights, packed as they are, but those of embeddings, of which a token reads one row."""
+    """Bytes of all weights, packed or not, without embeddings, of which a token reads one row."""
     total = 0
     for module in part.modules():
         if isinstance(module, PackedLinear):

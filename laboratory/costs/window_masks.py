@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the window of a later loop takes with masks in blocks, as the model makes them, and with a dense mask.
+"""Time and memory of a later loop's window with masks in blocks, as the model makes them, and with a dense mask.
 
 The attention is `PLTAttention.attend_window` for both; the dense mask is that of transformers' windowed models.
 """
@@ -61,7 +61,7 @@ class Case(NamedTuple):
         return [self.random(1, 1, number, self.num_tokens, config.head_dim) for number in heads]
 
     def work(self, kind: str, mask: str) -> Callable[[], Any]:
-        """What is measured, which may be called again; its masks are made before, unless they are what it makes."""
+        """The work to measure, which may be called again; masks are made before, unless making them is the work."""
         layer = self.layer()
         make = MASKS[mask]
         tokens = self.random(1, self.num_tokens, 1)

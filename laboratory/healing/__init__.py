@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way of healing a converted loop is best: `python -m laboratory.healing`."""
+"""A comparison of ways to heal a converted loop: `python -m laboratory.healing`."""

@@ -30,11 +30,15 @@ from .trainings import TRAININGS, Training
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--runs", type=Path, default=Path("runs/healing"), help="default: runs/healing")
-    parser.add_argument("--results", type=Path, default=Path("results/healing"), help="default: results/healing")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds; default: 1 2 3")
     parser.add_argument(
-        "--plots-only", action="store_true", help="write the table and the plot of the results there are"
+        "--runs", type=Path, default=Path("runs/healing"), help="folder of the models; default: runs/healing"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/healing"), help="folder of the results; default: results/healing"
+    )
+    parser.add_argument(
+        "--plots-only", action="store_true", help="write the table and the plot of the results, and run nothing"
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

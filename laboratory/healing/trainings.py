@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `healing_study` trains: sources, what heals them, and what the same steps bring otherwise."""
+"""The trainings of the study: sources, their healing, and controls with as many steps."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

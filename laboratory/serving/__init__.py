@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loops of a PLT cost in vLLM: `python -m laboratory.serving`."""
+"""The costs of a PLT's loops in vLLM: `python -m laboratory.serving`."""

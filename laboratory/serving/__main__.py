@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loops of a PLT cost in vLLM, next to a plain model and a vanilla loop: latency, throughput, memory.
+"""The costs of a PLT's loops in vLLM, next to a plain model and a vanilla loop: latency, throughput, memory.
 
     python -m laboratory.serving --output results/serving/bfloat16
     python -m laboratory.serving --size tiny --dtype float32 --batches 1 2 --prompts 64 --output runs/serving
@@ -44,16 +44,35 @@ USUAL_ROWS = ["plain", "loop-2", IN_TURN, "plt-2", "plt-3"]
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="0.3b", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--size", choices=SIZES, default="0.3b", help="size of the plain model; default: %(default)s")
     parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, default=USUAL_ROWS, help="default: %(default)s; plain always runs"
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="dtype of weights and cache; default: %(default)s",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 32], help="default: 1 4 32")
-    parser.add_argument("--prompts", nargs="+", type=int, default=[1024, 2048], help="default: 1024 2048")
-    parser.add_argument("--steps", type=int, default=16, help="that decode in each round; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="with vLLM's compiler, and graphs where it has them")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=USUAL_ROWS,
+        help="kinds of models, plain always; default: %(default)s",
+    )
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[1, 4, 32],
+        help="numbers of requests that decode together; default: 1 4 32",
+    )
+    parser.add_argument(
+        "--prompts", nargs="+", type=int, default=[1024, 2048], help="tokens of a prompt; default: 1024 2048"
+    )
+    parser.add_argument("--steps", type=int, default=16, help="decoding steps in each round; default: %(default)s")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds, in which all rows take turns; default: %(default)s"
+    )
+    parser.add_argument("--compile", action="store_true", help="use vLLM's compiler, and its graphs where it has them")
     parser.add_argument("--output", type=Path, required=True, help="folder for the table, the JSON and the plot")
     args = parser.parse_args(arguments)
     for name in ("steps", "rounds"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What 1 to 4 loops of a token cost in vLLM: one after another in a vanilla loop, and in one pass of a PLT."""
+"""The costs of 1 to 4 loops of a token in vLLM: one after another in a vanilla loop, and in one pass of a PLT."""
 
 import pandas as pd
 from matplotlib.figure import Figure

@@ -73,7 +73,7 @@ def plot(table: pd.DataFrame) -> Figure:
 
 
 def projections(rounds: list[dict[str, Any]]) -> Section:
-    """What some rows cost in the projections alone: a step of R loops and B requests has R * B rows."""
+    """The cost of some rows in the projections alone: a step of R loops and B requests has R * B rows."""
     found = {rows: median(one["projections"][rows]["plain"] for one in rounds) for rows in rounds[0]["projections"]}
     table = pd.DataFrame([{"rows": int(rows), "ms": ms, "to one row": ms / found["1"]} for rows, ms in found.items()])
     return Section("projections", "All projections and MLPs of the plain model, by the number of rows", table, [])

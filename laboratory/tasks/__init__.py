@@ -8,7 +8,7 @@ from .harness.definition import Experiment
 
 
 def names() -> list[str]:
-    """Of all experiments, in alphabetical order."""
+    """The names of all experiments, in alphabetical order."""
     return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("__"))
 
 

@@ -30,13 +30,19 @@ PATIENCE = 10  # seconds until it is looked again whether another process has fi
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the experiment")
+    parser.add_argument("name", nargs="?", help="name of the experiment")
     parser.add_argument("--list", action="store_true", help="show the experiments, and how much of each is done")
     parser.add_argument("--only", metavar="ROW", help="run the cells of one row")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="from 1 on; default: 1 2 3")
-    parser.add_argument("--budget", type=float, default=math.inf, metavar="MINUTES", help="start no run after that")
-    parser.add_argument("--plots-only", action="store_true", help="write tables and plots of the results there are")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="seeds, from 1 on; default: 1 2 3")
+    parser.add_argument(
+        "--budget", type=float, default=math.inf, metavar="MINUTES", help="minutes after which no run starts"
+    )
+    parser.add_argument(
+        "--plots-only", action="store_true", help="write tables and plots of the results, and run nothing"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the results; default: results"
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.set_verbosity_error()

@@ -49,7 +49,7 @@ def random_letters(count: int, length: int, alphabet: int, generator: torch.Gene
 
 
 def one_hop(letters: Tensor) -> Tensor:
-    """Where one hop from each position leads, or `NOWHERE`: `[N, T]` -> `[N, T]`."""
+    """The position to which one hop from each position leads, or `NOWHERE`: `[N, T]` -> `[N, T]`."""
     after = letters.new_full(
         (len(letters), int(letters.max()) + 1), NOWHERE
     )  # the position after a letter's last place
@@ -61,7 +61,7 @@ def one_hop(letters: Tensor) -> Tensor:
 
 
 def found_after(letters: Tensor, hops: Tensor) -> Tensor:
-    """Where as many hops as `hops` `[N, 1]` lead from each position, or `NOWHERE`."""
+    """The position to which `hops` `[N, 1]` hops lead from each position, or `NOWHERE`."""
     step = one_hop(letters)
     found = torch.arange(letters.shape[1]).expand_as(letters)
     for number in range(int(hops.max())):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far later loops reach: accuracy by the distance of what must be found, by window and by depth."""
+"""The reach of later loops: accuracy by the distance to find, by window and by depth."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the weight of the state in later loops matters, on the task of `reach`."""
+"""The effect of the state's weight in later loops, on the task of `reach`."""
 
 from .harness.definition import Cell, Experiment
 from .harness.sizes import FIELDS

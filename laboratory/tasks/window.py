@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the window and the gate of PLT-2 are worth, on Python source."""
+"""The worth of the window and the gate of PLT-2, on Python source."""
 
 from dataclasses import replace
 

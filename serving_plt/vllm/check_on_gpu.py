@@ -29,10 +29,16 @@ MINUTES = 8.0
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=read_parts, default=list(PARTS), help=f"default: {','.join(PARTS)}")
-    parser.add_argument("--output", type=Path, default=Path("runs/check_on_gpu"), help="folder; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of each part at most; default: %(default)s")
-    parser.add_argument("--dry-run", action="store_true", help="at a tiny size, on the CPU")
+    parser.add_argument(
+        "--parts", type=read_parts, default=list(PARTS), help=f"parts to run; default: {','.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/check_on_gpu"), help="folder for the results; default: %(default)s"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="most minutes of each part; default: %(default)s"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run everything at a tiny size, on the CPU")
     args = parser.parse_args(arguments)
     command = shlex.join(
         ["python -m serving_plt.vllm.check_on_gpu", *(sys.argv[1:] if arguments is None else arguments)]

@@ -73,8 +73,8 @@ def ask(client: openai.OpenAI, prompt: str, max_tokens: int) -> tuple[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder with a PLT and a tokenizer that has a chat template")
-    parser.add_argument("--prompt", default="def reach(", help="default: %(default)s")
-    parser.add_argument("--max_tokens", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--prompt", default="def reach(", help="text to complete; default: %(default)s")
+    parser.add_argument("--max_tokens", type=int, default=16, help="tokens of the completion; default: %(default)s")
     args = parser.parse_args(arguments)
     if args.model is not None and not args.model.is_dir():
         parser.error(f"`--model` must be a folder, got {args.model}.")

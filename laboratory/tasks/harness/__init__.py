@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all experiments share: how runs are defined, made, kept, planned and shown."""
+"""The parts that all experiments share: runs are defined, made, kept, planned and shown here."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an experiment is: a task, and the models that are trained on it."""
+"""An experiment: a task, and the models that are trained on it."""
 
 import re
 from dataclasses import asdict, dataclass, field
@@ -155,13 +155,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its file, as in `tune_plt-2_window-8_lr-0.002_seed-0`."""
+        """The name of the run's file, such as `tune_plt-2_window-8_lr-0.002_seed-0`."""
         cell = re.sub(r"[^\w.-]+", "-", self.cell.name.replace(", ", "_"))
         return f"{'tune_' * self.is_tuning}{cell}_lr-{self.learning_rate:g}_seed-{self.seed}"
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of PLTConfig, but for those that the row sets."""
+        """The fields of PLTConfig that the row does not set."""
         return self.experiment.fields | {"vocab_size": self.experiment.task.vocab_size} | self.cell.fields
 
     def config(self) -> PLTConfig:

@@ -38,7 +38,7 @@ class Examples(Dataset):
 
 
 def keys(input_ids: Tensor) -> list[bytes]:
-    """What two equal sequences have in common."""
+    """A key of each sequence, equal for equal sequences."""
     return [row.tobytes() for row in input_ids.numpy()]
 
 

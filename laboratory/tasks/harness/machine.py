@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made with."""
+"""The commit, versions and machine of a run."""
 
 from functools import cache
 

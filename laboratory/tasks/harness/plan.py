@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which runs an experiment needs, in which order."""
+"""The runs that an experiment needs, in order."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def mean_bits(result: dict) -> float:
 
 
 def missing_runs(experiment: Experiment, cells: list[Cell], seeds: list[int], store: Store) -> Iterator[Run]:
-    """What can be run now: a cell's seeds wait for its learning rate.
+    """The runs that can start now: a cell's seeds wait for its learning rate.
 
     All cells with one seed come before all with the next, so that a stopped experiment has whole tables.
     """

@@ -60,7 +60,7 @@ def packages() -> list[Package]:
 
 
 def facts() -> dict[str, Any]:
-    """What the text is made of, for JSON; asks no file but the pinned one."""
+    """The releases that the text is made of, for JSON; reads no file but the pinned one."""
     versions: dict[str, dict[str, str]] = {"train": {}, "test": {}}
     for package in packages():
         versions[package.split][package.name] = package.version
@@ -113,7 +113,7 @@ def files_of(package: Package) -> list[Path] | None:
 
 
 def folders() -> list[str]:
-    """Where packages are looked for: what was fetched, what is installed, and what setuptools brings along."""
+    """The folders of packages: fetched ones, installed ones, and those that setuptools brings along."""
     # of each folder that Python imports from: an environment may borrow packages from another
     installed = [path for path in sys.path if Path(path).name == "site-packages"]
     return [str(FETCHED), *installed, *(f"{path}/setuptools/_vendor" for path in installed)]

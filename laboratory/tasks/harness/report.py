@@ -73,7 +73,7 @@ def reference(table: pd.DataFrame, row: str, layers: int) -> str | None:
 
 
 def gap(table: pd.DataFrame, bound: str, layers: int, mean: float) -> float:
-    """How far a mean is on the way from plain, 0, to the row `bound`, 100 (arXiv 2502.17416, for twice the layers)."""
+    """The place of a mean between plain, 0, and the row `bound`, 100 (arXiv 2502.17416, for twice the layers)."""
     means = table.set_index("cell")["mean"]
     start, end = (reference(table, row, layers) for row in (BASE, bound))
     if start is None or end is None or means[start] == means[end]:
@@ -107,7 +107,7 @@ def report(experiment: Experiment, points: pd.DataFrame) -> str:
 
 
 def method(experiment: Experiment, points: pd.DataFrame) -> str:
-    """How the runs were made, and how their learning rates were chosen."""
+    """The text on how runs were made and learning rates chosen."""
     grid = experiment.learning_rates
     sentences = [
         f"`python -m laboratory.tasks {experiment.name}`: {experiment.steps} steps of {experiment.batch_size} "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the models of most experiments have in common."""
+"""The fields that the models of most experiments share."""
 
 from measuring_plt.rows import ABLATION
 

@@ -44,7 +44,7 @@ class Store:
         return found
 
     def results(self) -> list[dict]:
-        """Of all runs, in the order of their names."""
+        """The results of all runs, in the order of their names."""
         return [load(file) for file in sorted(self.folder.glob("*.json"))]
 
     @contextmanager
