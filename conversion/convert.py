@@ -32,7 +32,7 @@ from .tokenizers.tokenizer import write_tokenizer
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert, and how."""
+    """A conversion: its source, its target and its options."""
 
     source: str  # folder or hub id
     target: Path
@@ -48,7 +48,7 @@ class Request:
 
 
 def convert(request: Request) -> list[str]:
-    """Write the target folder; returns what was checked and measured, as sentences.
+    """Write the target folder; returns the checks and measurements, as sentences.
 
     Raises:
         ValueError: the source is not supported or is damaged, or a check failed. Nothing is left of the target.

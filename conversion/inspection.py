@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source is and what it would become, without reading its weights."""
+"""Inspection of a source and of its target, without reading weights."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from .sources import find_source
 
 
 def inspect(source: str, revision: str | None) -> str:
-    """What a source is, and the config that it would get; tensors are checked too if the weights are local.
+    """Name a source and the config that it would get; tensors are checked too if the weights are local.
 
     Raises:
         ValueError: it cannot be converted; the message says why.
