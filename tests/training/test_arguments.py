@@ -1,10 +1,15 @@
 """Arguments come from flags, or from a YAML file below flags, and every one of them is checked in the same way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 
 from training_plt.command.arguments import parse
+from training_plt.data.texts import TextArguments
+from training_plt.diagnose.__main__ import DiagnoseArguments
+from training_plt.finetune.arguments import ChatArguments
+from training_plt.heal.__main__ import HealArguments
+from training_plt.pretrain.new_model import ModelArguments
 
 
 @dataclass
@@ -74,3 +79,10 @@ def test_a_file_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse("plt pretrain", None, (Shape,), ["absent.yaml"])
     assert capsys.readouterr().err == "error: [Errno 2] No such file or directory: 'absent.yaml'\n"
+
+
+@pytest.mark.parametrize("arguments", [ModelArguments, TextArguments, HealArguments, ChatArguments, DiagnoseArguments])
+def test_every_help_is_a_sentence_that_names_its_noun(arguments):
+    for each in fields(arguments):
+        words = each.metadata["help"]
+        assert words[0].isupper() and words.endswith(".") and words.split()[0] not in ("Of", "For", "Is"), words

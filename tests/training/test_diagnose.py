@@ -148,7 +148,10 @@ def test_the_command_writes_what_it_measured(chat_folder, text, tmp_path, capsys
     assert content["setting"]["tokens"] == len(input_ids)
     assert content["setting"]["config"]["num_loops"] == 3
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1] == content["reading"]
+    *_, reading, made, where, then = printed.splitlines()
+    assert reading == content["reading"]
+    assert made == f"Made:  diagnostics of {chat_folder}, num_loops=3, on {len(input_ids)} tokens"
+    assert where == f"Where: {output}" and f"num_loops={content['chosen_loops']}" in then
     assert f"{content['loss'][2]:.4g}" in printed
     for name in ("loops.png", "gates.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")

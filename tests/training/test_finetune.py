@@ -246,6 +246,7 @@ def test_chats_need_a_template(refusal, chat_folder, tmp_path):
     "flags, message",
     [
         (["--load-in-4bit"], "need `use_peft`"),
+        (["--merge"], "`--merge` needs `--use-peft`"),
         (["--load-in-4bit", "--use-peft"], "need bitsandbytes"),
         (["--chat-template-path", "nothing.jinja"], "must be a file that ends in .jinja or .j2, got nothing.jinja"),
     ],
@@ -263,10 +264,23 @@ def test_what_needs_no_chats_is_refused_before_they_are_read(refusal, monkeypatc
     assert "`--learning-rate` must be a number of at least 0, got -1.0." in refusal("--learning-rate", "-1")
 
 
-def test_a_run_ends_with_a_line(run, chats, tmp_path, capsys):
-    trainer = run("--eval-dataset", chats)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"held-out loss {eval_loss(trainer):.4f}, saved in {tmp_path / 'output'}"
+@pytest.mark.parametrize(
+    "flags, made, folder",
+    [
+        ([], "a fine-tuned PLT", "output"),
+        (["--use-peft"], "an adapter", "output"),
+        (["--use-peft", "--merge"], "a fine-tuned PLT", "output/merged"),
+    ],
+)
+def test_a_run_ends_with_what_it_made_where_it_lies_and_what_is_next(
+    run, chats, tmp_path, capsys, flags, made, folder
+):
+    trainer = run("--eval-dataset", chats, *flags)
+    *_, first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"Made:  {made}, held-out loss, nats per token: {eval_loss(trainer):.4f}"
+    assert second == f"Where: {tmp_path / folder}"
+    expected = f"plt transformers serve {tmp_path / folder}"
+    assert third.removeprefix("Next:  ") == ("README.md there says how to load it" if "adapter" in made else expected)
     assert {"eval_loop_0_loss", "eval_loop_2_gate"} <= trainer.state.log_history[-1].keys()
 
 

@@ -1,6 +1,7 @@
 """Healing: a converted model becomes as good as its source, by text and by a teacher."""
 
 import json
+import re
 
 import datasets
 import huggingface_hub
@@ -89,10 +90,16 @@ def test_a_run_saves_a_plain_plt_that_loads_anywhere_and_says_how_it_was_made(he
     assert {"model.safetensors", "tokenizer.json", "modeling_plt.py", "loss.png"} <= {x.name for x in healed.iterdir()}
 
 
-def test_a_resumed_run_ends_with_the_same_bits(folder, healed):
+def test_a_resumed_run_ends_with_the_same_bits_and_what_was_made(folder, healed, capsys):
     heal.main(flags(folder, "resumed", "--resume-from-checkpoint", healed / "checkpoint-4"))
     one, other = (load_file(each / "model.safetensors") for each in (healed, folder / "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    card = (healed / "README.md").read_text()
+    before, after = re.findall(r"held-out loss(?: before healing|, nats per token) \| ([\d.]+) \|", card)
+    *_, made, where, then = capsys.readouterr().out.splitlines()
+    assert made == f"Made:  a healed PLT, held-out loss {before} nats per token before and {after} after"
+    resumed = folder / "resumed"
+    assert where == f"Where: {resumed}" and then.startswith(f"Next:  plt finetune --model {resumed} ")
 
 
 def packed_batch():

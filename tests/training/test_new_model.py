@@ -8,7 +8,7 @@ from training_texts import byte_tokenizer
 from transformers import DataCollatorForLanguageModeling
 
 from modeling_plt import PLTForCausalLM
-from training_plt.pretrain.new_model import ModelArguments, build_config
+from training_plt.pretrain.new_model import ModelArguments, build_config, warn_of_scale
 from training_plt.pretrain.presets import PRESETS
 
 
@@ -44,6 +44,16 @@ def test_published_models_have_as_many_parameters(tokenizer, preset, fields, exp
 def test_every_preset_starts_its_states_about_as_small_as_its_embeddings(tokenizer):
     scales = {name: build_config(ModelArguments(preset=name), tokenizer).hidden_scale for name in PRESETS}
     assert scales == {"tiny": 0.05, "plt-1.2b": 0.02, "loopcoder-v2-7b": 0.053}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "fields, far", [([], False), (["hidden_scale=1"], True), (["hidden_scale=1", "num_loops=1"], False)]
+)
+def test_a_new_model_whose_states_drown_its_embeddings_is_warned_of(tokenizer, capsys, preset, fields, far):
+    warn_of_scale(build_config(ModelArguments(preset=preset, set=fields), tokenizer))
+    warning = capsys.readouterr().err
+    assert ("`hidden_scale` of 1 learns late" in warning) == far and bool(warning) == far
 
 
 def test_the_tokenizer_completes_a_config(tokenizer, tmp_path):

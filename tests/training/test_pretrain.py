@@ -95,11 +95,19 @@ def test_the_log_has_speed(whole):
     assert all(entry["tokens_per_second"] > 0 and 0 < entry["mfu"] < 1 for entry in entries)
 
 
-def test_sample_text_follows_each_evaluation(folder, capsys):
-    pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save-strategy", "no"))
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+def test_sample_text_follows_each_evaluation_and_the_end_says_what_was_made(folder, capsys):
+    pretrain.main(flags(folder, "sampled", "--prompt", "def add", "--save-strategy", "no", "--set", "hidden_scale=9"))
+    printed, warned = (text.splitlines() for text in capsys.readouterr())
+    assert any(line.startswith("warning: a new model with a `hidden_scale` of 9 learns late") for line in warned)
+    lines = [line for line in printed if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == ["step 3", "step 6"]
     assert all(": 'def add" in line for line in lines)
+    (loss,) = re.findall(r"held-out loss, nats per token \| ([\d.]+) ", (folder / "sampled/README.md").read_text())
+    assert printed[-3:] == [
+        f"Made:  a pretrained model, num_loops=2, held-out loss {loss} nats per token",
+        f"Where: {folder / 'sampled'}",
+        f"Next:  plt diagnose --model {folder / 'sampled'} --text FILE --output DIR",
+    ]
 
 
 @pytest.mark.parametrize(

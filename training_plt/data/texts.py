@@ -21,16 +21,16 @@ class TextArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": f"a hub id, or a file or a folder of files that end in {', '.join(KINDS)}; a .txt or .py file is "
-            "a document, the others have a column `text`; by default the source of Python's standard library"
+            "help": f"Texts: a hub id, or a file or a folder of files that end in {', '.join(KINDS)}; a .txt or .py "
+            "file is a document, the others have a column `text`; by default the source of Python's standard library."
         },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "which part of a hub dataset, as sample-10BT"})
-    streaming: bool = field(default=False, metadata={"help": "read while training, without a copy on disk"})
+    dataset_config: str | None = field(default=None, metadata={"help": "Part of a hub dataset, as sample-10BT."})
+    streaming: bool = field(default=False, metadata={"help": "Read the texts while training, without a copy on disk."})
     held_out: int = field(
-        default=12, metadata={"help": "documents kept for evaluation; of a single one, its last tenth"}
+        default=12, metadata={"help": "Documents kept for evaluation; of a single one, its last tenth."}
     )
-    block_size: int = field(default=512, metadata={"help": "tokens of a packed batch entry"})
+    block_size: int = field(default=512, metadata={"help": "Tokens of a sequence, into which documents are packed."})
 
     def __post_init__(self) -> None:
         for name, least in (("held_out", 1), ("block_size", 2)):

@@ -25,6 +25,7 @@ from modeling_plt import PLTForCausalLM
 from modeling_plt.refusals_plt import refuse_states_before_others
 
 from ..command.arguments import parse, refusing
+from ..command.ending import say_what_was_made
 from ..command.saved import load_config, load_tokenizer_of
 from .diagnostics import choose_loops, diagnose
 from .plots import plot_gates, plot_loops
@@ -34,17 +35,23 @@ COLUMNS = ["loss", "refinement_gain", "effective_rank", "step_size", "update_cos
 
 @dataclass
 class DiagnoseArguments:
-    model: str = field(metadata={"help": "a folder or hub id of a saved model of this package"})
-    text: str = field(metadata={"help": "a text file, best one that the model was not trained on"})
-    output: str = field(metadata={"help": "folder for diagnostics.json, loops.png and gates.png"})
+    model: str = field(
+        metadata={"help": "Folder or hub id of a saved PLT, vanilla loop or plain decoder of this package."}
+    )
+    text: str = field(metadata={"help": "Text file, best one that the model was not trained on."})
+    output: str = field(metadata={"help": "Folder for diagnostics.json, loops.png and gates.png."})
     sequence_length: int | None = field(
         default=None,
-        metadata={"help": "tokens that the model reads at once; if absent 1024, or its context if shorter"},
+        metadata={"help": "Tokens that the model reads at once; by default 1024, or its context if shorter."},
     )
-    max_sequences: int | None = field(default=None, metadata={"help": "read no more than these; all if absent"})
-    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "as torch names it"})
+    max_sequences: int | None = field(
+        default=None, metadata={"help": "Sequences that are read at most; by default all."}
+    )
+    device: str = field(
+        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Device, as torch names it."}
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32", metadata={"help": "of the weights; `auto` is what they are saved in"}
+        default="float32", metadata={"help": "Type of the weights; `auto` is what they are saved in."}
     )
 
     def __post_init__(self) -> None:
@@ -116,6 +123,12 @@ def main(arguments: list[str] | None = None) -> None:
         table["mean_gate"] = pd.DataFrame(results["mean_gate"], dtype=float).mean()
     print(table.to_markdown(floatfmt=".4g"))
     print(line)
+    tokens, loops = sum(map(len, sequences)), config.num_loops
+    say_what_was_made(
+        f"diagnostics of {args.model}, num_loops={loops}, on {tokens:,} tokens",
+        output,
+        f"look at loops.png there; plt pretrain --set num_loops={rule['chosen_loops']} follows the rule",
+    )
 
 
 if __name__ == "__main__":

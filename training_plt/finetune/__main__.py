@@ -29,6 +29,7 @@ from modeling_plt import PLTForCausalLM
 from ..command.arguments import parse, refusing
 from ..command.cards import write_card
 from ..command.checks import refuse_what_cannot_run
+from ..command.ending import say_what_was_made
 from ..command.saved import load_config, load_tokenizer_of
 from ..trainer.decay import SpareGatesAndScales
 from ..trainer.finite import StopAtNonFinite, stopping
@@ -63,6 +64,8 @@ def prepare(
     Raises:
         ValueError, OSError: an argument, a file or a folder is not what it must be.
     """
+    if chat_arguments.merge and not base.use_peft:
+        raise ValueError("`--merge` needs `--use-peft`: without an adapter there is nothing to merge.")
     checkpoint = find_checkpoint(args)
     refuse_what_cannot_run(args, base.attn_implementation)
     config = load_config(base.model_name_or_path, base.model_revision)
@@ -188,7 +191,12 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
             trainer.evaluate()
     save(trainer, command, chats, base)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {facts_of(trainer, chats, base)[HELD_OUT]}, saved in {args.output_dir}")
+        loss = f"held-out loss, nats per token: {facts_of(trainer, chats, base)[HELD_OUT]}"
+        if base.use_peft and not chats.merge:
+            say_what_was_made(f"an adapter, {loss}", args.output_dir, "README.md there says how to load it")
+        else:
+            folder = Path(args.output_dir) / ("merged" if base.use_peft else "")
+            say_what_was_made(f"a fine-tuned PLT, {loss}", folder, f"plt transformers serve {folder}")
     return trainer
 
 

@@ -14,12 +14,14 @@ from ..trainer.finite import refuse_filter
 
 @dataclass
 class ChatArguments:
-    dataset: str = field(metadata={"help": "a JSONL file whose lines have `messages`, or a hub id (split `train`)"})
+    dataset: str = field(
+        metadata={"help": "Chats: a JSONL file whose lines have `messages`, or a hub id (split `train`)."}
+    )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "chats to evaluate on, at the end at least; of a hub id, the split `test`"}
+        default=None, metadata={"help": "Chats to evaluate on, at the end at least; of a hub id, the split `test`."}
     )
     merge: bool = field(
-        default=False, metadata={"help": "also save base and adapter as one plain PLT, in the folder `merged`"}
+        default=False, metadata={"help": "Save base and adapter as one PLT, too, in the folder `merged`."}
     )
 
 
@@ -28,11 +30,13 @@ class BaseArguments(ModelConfig):
     """TRL's, for a PLT: LoRA targets all projections, and nothing else."""
 
     model_name_or_path: str = field(
-        metadata={"aliases": ["--model"], "help": "a folder or hub id of a saved PLT, with its tokenizer"}
+        metadata={"aliases": ["--model"], "help": "Folder or hub id of a saved PLT with its tokenizer."}
     )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
-        metadata={"help": "names of projections; `all-linear` are those of attention and MLP, but not the head"},
+        metadata={
+            "help": "Projections that get an adapter; `all-linear` are those of attention and MLP, but not the head."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -55,12 +59,12 @@ class FinetuneArguments(SFTConfig):
 
     packing: bool = field(
         default=True,
-        metadata={"help": "several chats in a batch entry of `max_length` tokens, each read as if it were alone"},
+        metadata={"help": "Pack several chats into a sequence of `max_length` tokens, each read as if it were alone."},
     )
     logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = torch.accelerator.is_available()  # torch warns where there is none
     include_num_input_tokens_seen: str = field(
-        default="all", metadata={"help": "the speed is computed of these", "choices": ["all"]}
+        default="all", metadata={"help": "Tokens that the speed is computed of.", "choices": ["all"]}
     )
 
     def __post_init__(self) -> None:

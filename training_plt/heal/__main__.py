@@ -28,6 +28,7 @@ from modeling_plt import PLTForCausalLM
 from ..command.arguments import parse, refusing
 from ..command.cards import write_card
 from ..command.checks import refuse_long_blocks, refuse_what_cannot_run
+from ..command.ending import say_what_was_made
 from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
@@ -46,15 +47,15 @@ from .distillation import DistillationArguments, add_teacher
 class HealArguments(DistillationArguments):
     """What is healed, and how."""
 
-    model: str = field(kw_only=True, metadata={"help": "a folder or hub id of a model converted with `--to-plt`"})
+    model: str = field(kw_only=True, metadata={"help": "Folder or hub id of a model converted with `--to-plt`."})
     teacher: str | None = field(
-        default=None, metadata={"help": "the source, a folder or hub id; without it, the text is the only teacher"}
+        default=None, metadata={"help": "Folder or hub id of the source; without it, the text is the only teacher."}
     )
     new_rate: float = field(
         default=10.0,
-        metadata={"help": "times the learning rate, for gates and scales, which the source does not have"},
+        metadata={"help": "Learning rate of gates and scales, which the source does not have, over that of the rest."},
     )
-    prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
+    prompt: str = field(default="def ", metadata={"help": "Text that the model completes after each evaluation."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,7 +187,11 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         print(", ".join(f"{words} {controls[name]:.4f}" for name, words in WORDS.items()))
         before, after = loss_before(trainer), f"{controls['loss']:.4f}"
-        print(f"held-out loss {before} before, {after} after, saved in {training.output_dir}")
+        say_what_was_made(
+            f"a healed PLT, held-out loss {before} nats per token before and {after} after",
+            training.output_dir,
+            f"plt finetune --model {training.output_dir} --dataset FILE.jsonl --output-dir DIR",
+        )
 
 
 if __name__ == "__main__":

@@ -22,8 +22,12 @@ from ..trainer.losses import is_wanted
 class DistillationArguments:
     """How a run learns from a teacher, if it has one."""
 
-    kl_weight: float = field(default=4.0, metadata={"help": "of the divergence from the teacher's distribution"})
-    kl_temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
+    kl_weight: float = field(
+        default=4.0, metadata={"help": "Weight of the divergence from the teacher's distribution in the loss."}
+    )
+    kl_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of both distributions in the divergence."}
+    )
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0:

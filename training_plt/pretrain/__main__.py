@@ -25,6 +25,7 @@ from modeling_plt import PLTForCausalLM
 from ..command.arguments import parse, refusing
 from ..command.cards import write_card
 from ..command.checks import refuse_long_blocks, refuse_what_cannot_run
+from ..command.ending import say_what_was_made
 from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
@@ -38,7 +39,7 @@ from ..trainer.progress import LossPlot, SampleText, Speed
 from ..trainer.resume import KeepSettings, find_checkpoint, refuse_other_settings
 from ..trainer.save_whole import save_whole
 from .muon import MuonAndAdamW
-from .new_model import ModelArguments, build_config
+from .new_model import ModelArguments, build_config, warn_of_scale
 
 
 class PretrainingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
@@ -74,6 +75,8 @@ def prepare(
     if tokenizer is None:
         tokenizer = train_tokenizer(train, model_arguments.bpe_size)
         config = choose_shape(model_arguments, tokenizer)
+    if model_arguments.model is None and training.process_index == 0:
+        warn_of_scale(config)
     settings = settings_of(config, model_arguments, text_arguments, training)
     if checkpoint is not None:
         refuse_other_settings(checkpoint, settings)
@@ -167,7 +170,11 @@ def main(arguments: list[str] | None = None) -> None:
         loss = last_evaluation(trainer)["eval_loss"]
     save(trainer, shlex.join(["plt", "pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
-        print(f"held-out loss {loss:.4f}, saved in {training.output_dir}")
+        say_what_was_made(
+            f"a pretrained model, num_loops={trainer.model.config.num_loops}, held-out loss {loss:.4f} nats per token",
+            training.output_dir,
+            f"plt diagnose --model {training.output_dir} --text FILE --output DIR",
+        )
 
 
 if __name__ == "__main__":

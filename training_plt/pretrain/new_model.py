@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which model is trained: a saved one, or a new one, whose shape its tokenizer completes."""
 
+import sys
 from dataclasses import dataclass, field
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,6 +11,8 @@ from configuration_plt import PLTConfig
 from configuration_plt.assignments import parse_assignments
 
 from .presets import PRESETS, read_fields
+
+FAR = 10  # times the weight of a new embedding; published shapes are below 4
 
 
 @dataclass
@@ -21,25 +24,35 @@ class ModelArguments:
     """
 
     model: str | None = field(
-        default=None, metadata={"help": "a folder or hub id of this package, to go on with its weights"}
+        default=None,
+        metadata={"help": "Folder or hub id of a saved PLT whose weights are trained on, in place of new ones."},
     )
     preset: str = field(
-        default="tiny", metadata={"help": f"Shape: one of {', '.join(PRESETS)}, or a JSON file of PLTConfig's fields."}
+        default="tiny",
+        metadata={"help": f"Shape of a new model: {', '.join(PRESETS)}, or a JSON file of fields of PLTConfig."},
     )
-    set: list[str] = field(default_factory=list, metadata={"help": "further fields, each as FIELD=VALUE"})
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "Fields of PLTConfig on top of the preset, each as FIELD=VALUE."}
+    )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "a folder or hub id; by default, a byte-level BPE is trained on the texts"}
+        default=None,
+        metadata={"help": "Folder or hub id of a tokenizer; by default, a byte-level BPE is trained on the texts."},
     )
-    bpe_size: int = field(default=1024, metadata={"help": "tokens of the BPE that is trained, without the pad"})
-    attn_implementation: str = field(default="sdpa", metadata={"choices": ["sdpa", "eager", "flex_attention"]})
+    bpe_size: int = field(default=1024, metadata={"help": "Vocabulary of the BPE that is trained, without the pad."})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Kernel of attention.", "choices": ["sdpa", "eager", "flex_attention"]}
+    )
     earlier_loops_weight: float = field(
-        default=0.0, metadata={"help": "weight of the sum of the earlier loops' losses; 0 trains the last loop only"}
+        default=0.0,
+        metadata={"help": "Weight of the earlier loops' losses, summed, in the loss; 0 trains the last loop only."},
     )
-    muon: bool = field(default=False, metadata={"help": "Muon for the matrices of the layers, AdamW for the rest"})
+    muon: bool = field(
+        default=False, metadata={"help": "Optimize the layers' matrices by Muon, and the rest by AdamW."}
+    )
     decay_gates_and_scales: bool = field(
-        default=False, metadata={"help": "weight decay for gates and learned scales too, as in release 0.1"}
+        default=False, metadata={"help": "Decay gates and learned scales, too, as release 0.1 did."}
     )
-    prompt: str = field(default="def ", metadata={"help": "is completed after each evaluation"})
+    prompt: str = field(default="def ", metadata={"help": "Text that the model completes after each evaluation."})
 
     def __post_init__(self) -> None:
         given = [
@@ -53,6 +66,18 @@ class ModelArguments:
             raise ValueError(f"`--model` brings its shape and its tokenizer with it, got `--{flag}` too.")
         if self.muon and self.decay_gates_and_scales:
             raise ValueError("`--decay-gates-and-scales` is for AdamW alone, got `--muon` too.")
+
+
+def warn_of_scale(config: PLTConfig) -> None:
+    """Say so if later loops of a new model would hardly see which token they are at."""
+    assert config.hidden_scale is not None  # filled in
+    embedding = config.embedding_scale * config.initializer_range
+    if config.num_loops > 1 and config.hidden_scale > FAR * embedding:
+        print(
+            f"warning: a new model with a `hidden_scale` of {config.hidden_scale} learns late: it drowns embeddings "
+            f"of {embedding:.3g}; unset, it is the `initializer_range` of {config.initializer_range}.",
+            file=sys.stderr,
+        )
 
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PLTConfig:
