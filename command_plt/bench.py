@@ -13,7 +13,7 @@ from measuring_plt.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 from measuring_plt.rows import PACKED, ROWS
 from measuring_plt.sizes import SIZES
 
-from .options import ListsCommand, number, one_of, positive
+from .options import ListsCommand, one_of, positive
 
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,7 +33,7 @@ def option(name: str, metavar: str, help: str, parser: Callable[[str], Any] = po
     return typer.Option(name, parser=parser, metavar=metavar, help=help)
 
 
-Rows = Annotated[list[str] | None, option("--rows", "ROW...", "Next to plain [default: all].", one_of(ROWS))]
+Rows = Annotated[list[str] | None, option("--rows", "ROW...", "Rows next to plain [default: all].", one_of(ROWS))]
 Batches = Annotated[list[int] | None, option("--batch-sizes", "N...", "Sequences that are decoded together.")]
 Batch = Annotated[tuple | None, option("--batch-size", "N", "Sequences that are decoded together.", alone)]
 Contexts = Annotated[list[int] | None, option("--contexts", "N...", "Tokens in the cache.")]
@@ -48,21 +48,29 @@ Packed = Annotated[
     str | None,
     option("--pack", "|".join(PACKED), "Decode with packed weights, in all rows but llama.", one_of(PACKED)),
 ]
-Output = Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="For what is written.")]
-Size = Annotated[str, option("--size", "|".join(SIZES), "Of the row plain.", one_of(SIZES))]
-Threads = Annotated[int | None, option("--threads", "N", "Of the CPU [default: PyTorch's].")]
+Output = Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="Output folder.")]
+Size = Annotated[str, option("--size", "|".join(SIZES), "Size of the plain model.", one_of(SIZES))]
+Threads = Annotated[int | None, option("--threads", "N", "CPU threads [default: PyTorch's].")]
 SHARED = {
     "size": Size,
-    "fields": Annotated[list[str] | None, option("--set", "FIELD=VALUE...", "Of PLTConfig, for all rows.", str)],
+    "fields": Annotated[
+        list[str] | None, option("--set", "FIELD=VALUE...", "Fields of PLTConfig, for all rows.", str)
+    ],
     "dtype": Annotated[
         str | None,
-        option("--dtype", "|".join(DTYPES), "[default: bfloat16 on a GPU, float32 on a CPU]", one_of(DTYPES)),
+        option(
+            "--dtype",
+            "|".join(DTYPES),
+            "Type of weights and cache [default: bfloat16 on a GPU, float32 on a CPU].",
+            one_of(DTYPES),
+        ),
     ],
     "device": Annotated[
-        str | None, option("--device", "NAME", "cpu, cuda or cuda:N [default: cuda if there is one].", str)
+        str | None,
+        option("--device", "NAME", "Where it runs: cpu, cuda or cuda:N [default: cuda if there is one].", str),
     ],
     "attn_implementation": Annotated[
-        str, option("--attn-implementation", "NAME", f"One of {', '.join(ATTENTION)}.", one_of(ATTENTION))
+        str, option("--attn-implementation", "NAME", f"Attention: {', '.join(ATTENTION)}.", one_of(ATTENTION))
     ],
     "threads": Threads,
     "output": Output,
@@ -76,18 +84,22 @@ DEFAULTS = {
 
 
 @contextmanager
-def needing_the_extra() -> Iterator[None]:
+def in_a_checkout() -> Iterator[None]:
+    """What measures is in no wheel, and needs an extra."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error}. Install the extra `bench`.") from None
+        raise ImportError(
+            f"{error}: `plt bench` runs in a checkout of parallel-loop-transformer, "
+            "after `pip install --editable '.[bench]'` there"
+        ) from None
 
 
 def add(name: str, sections: tuple[str, ...], help: str, **options: Any) -> None:
     """Add a subcommand that measures sections; it takes these options and the shared ones."""
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        with needing_the_extra():
+        with in_a_checkout():
             from laboratory.costs.measure import measure
         measure(ctx.obj, sections, name=name, **values)
 
@@ -173,7 +185,7 @@ def fit(ctx: typer.Context, output: Output = DEFAULTS["output"]) -> None:
 
     Published models with one loop and with several, by card and context; nothing is measured. Not part of `all`.
     """
-    with needing_the_extra():
+    with in_a_checkout():
         from laboratory.costs import fit as formulas
     formulas.fit(ctx.obj, output)
 
@@ -185,13 +197,13 @@ def fit(ctx: typer.Context, output: Output = DEFAULTS["output"]) -> None:
 def products(
     ctx: typer.Context,
     names: Annotated[
-        list[str], option("--products", "NAME...", "onnxruntime needs the extra `tools`.", one_of(PRODUCTS))
+        list[str], option("--products", "NAME...", "Products; onnxruntime needs the extra `tools`.", one_of(PRODUCTS))
     ] = NEED_NOTHING,
-    counts: Annotated[list[int], option("--row-counts", "N...", "Loops times batch.")] = ROW_COUNTS,
+    counts: Annotated[list[int], option("--row-counts", "N...", "Rows of a product: loops times batch.")] = ROW_COUNTS,
     rounds: Annotated[int, option("--rounds", "N", "Timed rounds, after the warm-up.")] = 9,
     size: Size = DEFAULTS["size"],
     dtype: Annotated[
-        str, option("--dtype", "|".join(DTYPES[:2]), "Of weight and rows.", one_of(DTYPES[:2]))
+        str, option("--dtype", "|".join(DTYPES[:2]), "Type of weight and rows.", one_of(DTYPES[:2]))
     ] = "float32",
     threads: Threads = None,
     output: Output = DEFAULTS["output"],
@@ -200,39 +212,19 @@ def products(
 
     Of a few rows with the weight of an MLP, beside the time that reading the weight takes. Not part of `all`.
     """
-    with needing_the_extra():
-        import torch
-
+    with in_a_checkout():
         from laboratory.costs import product_times
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        product_times.measure(ctx.obj, names, size, getattr(torch, dtype), counts, rounds, output)
-    except NotImplementedError as error:
-        raise typer.BadParameter(str(error), param_hint="--products") from error
-
-
-@app.command()
-def convert(
-    gigabytes: Annotated[float, typer.Option(parser=number, metavar="X", help="Size of the checkpoint.")] = 4.0,
-) -> None:
-    """Peak memory and time of a conversion.
-
-    Next to a plain copy; of a checkpoint in a temporary folder, which needs four times its size. Not part of `all`.
-    """
-    from laboratory.costs.convert import measure_conversion
-
-    measure_conversion(gigabytes)
+    product_times.measure(ctx.obj, names, size, dtype, counts, rounds, threads, output)
 
 
 @app.command()
 def compare(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a complete `make demo`: runs/demo.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a complete `make demo`: runs/demo.")],
 ) -> None:
     """Quality and cost of the demo's models, in one table and one picture.
 
     Not part of `all`.
     """
-    with needing_the_extra():
+    with in_a_checkout():
         from laboratory.costs import compare as demo
     demo.compare(folder)

@@ -4,16 +4,13 @@
 `scores` has a line per seed and a column per name, of a cell or a training.
 """
 
-from pathlib import Path
-
 import pandas as pd
 from scipy.stats import t
 
 from .report import markdown
 
 CONFIDENCE = 0.95
-FILE = "differences.md"
-LINK = f"[Differences of all pairs]({FILE})."
+LINK = "[Differences of all pairs](differences.md)."
 INTERVAL = f"half of its {CONFIDENCE:.0%} interval (paired t)"
 
 
@@ -32,12 +29,12 @@ def matrix(scores: pd.DataFrame, kind: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def write_differences(folder: Path, title: str, value: str, kind: str, scores: pd.DataFrame) -> None:
-    """`differences.md`: every pair of names, of which a table shows but few."""
+def all_differences(title: str, value: str, kind: str, scores: pd.DataFrame) -> str:
+    """A page with every pair of names, of which a table shows but few."""
     parts = [
         f"# Differences of {title}",
         f"{value} of the line minus that of the column: the mean of the differences between runs of one seed, and "
         f"{INTERVAL}.",
         markdown(matrix(scores, kind)),
     ]
-    (folder / FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"

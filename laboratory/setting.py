@@ -2,6 +2,7 @@
 """The machine, versions and method of a measurement."""
 
 import platform
+from functools import cache
 
 import torch
 from cpuinfo import get_cpu_info
@@ -9,8 +10,9 @@ from cpuinfo import get_cpu_info
 from measuring_plt.models import Setup, empty_model
 from measuring_plt.rows import PLAIN
 from measuring_plt.turns import WARMUP_ROUNDS
-from measuring_plt.versions import versions
+from measuring_plt.versions import commit_of, versions
 
+CODE = ("configuration_plt", "conversion", "laboratory", "measuring_plt", "modeling_plt", "training_plt")
 METHOD = (
     f"random weights; {WARMUP_ROUNDS} warm-up round, then in each round every row once, the device synchronised "
     "before and after; medians over rounds, and medians of each round's ratio to the plain row"
@@ -26,15 +28,26 @@ def describe(command: str, size: str, setup: Setup) -> dict:
         "parameters": empty_model(setup, PLAIN).num_parameters(),  # of the plain row
         "fields": setup.fields,
         "dtype": str(setup.dtype).removeprefix("torch."),
-        "device": device_name(setup.device),
-        "cpu_threads": torch.get_num_threads(),
+        **machine(setup.device),
         "attn_implementation": setup.attn_implementation,
-        **versions(),
         "decoding": decoding + (f", packed weights ({setup.packed}) but in llama" if setup.packed else ""),
         "method": METHOD,
     }
 
 
+def machine(device: torch.device | None = None) -> dict:
+    """What runs it; by default on the GPU, if there is one."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device_name(device), "cpu_threads": torch.get_num_threads(), **versions()}
+
+
+@cache  # as the process began: it goes on with the code that it has loaded
+def commit() -> str:
+    """The commit of the code, with `+` where it has been edited since; empty outside of a repository."""
+    return commit_of(*CODE)
+
+
+@cache  # the processor is asked in a process of its own
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -13,14 +13,14 @@ SELF = Path("/proc/self")
 
 
 def held_bytes(device: torch.device) -> int:
-    """Now; on a CPU the resident set, which only Linux tells."""
+    """Bytes held now; on a CPU the resident set, which only Linux tells."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int((SELF / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """At most, since `forget_peak`; on a CPU other than Linux's since the process began."""
+    """Bytes held at most, since `forget_peak`; on a CPU other than Linux's since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -35,7 +35,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """That nobody uses, whatever this process has reserved."""
+    """Bytes that nobody uses, whatever this process has reserved."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -15,7 +15,7 @@ from modeling_plt.passes_plt import schedule
 
 
 def multiplications(model: PreTrainedModel, num_tokens: int, num_outputs: int) -> int:
-    """By weights of `nn.Linear`, in a forward over several tokens with logits at the last `num_outputs` (0: all)."""
+    """Products with weights of `nn.Linear`, of several tokens with logits at the last `num_outputs` (0: all)."""
     config, head = model.config, model.lm_head.weight.numel()
     parts = model.model.layers[0].named_modules()
     layer = {name: part.weight.numel() for name, part in parts if isinstance(part, nn.Linear)}

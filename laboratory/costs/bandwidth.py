@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.benchmark import timer
 
+from measuring_plt.turns import take_turns
+
 READ = 2**28  # bytes: more than caches hold, so that every read comes from memory
 READS = 15
 
@@ -23,11 +25,5 @@ def read_bandwidth(device: torch.device, clock: Callable[[], float] = timer) -> 
     Args:
         clock: seconds; `torch.utils.benchmark.timer` first waits for the accelerator, if there is one.
     """
-    sample = reader(device)
-    sample()
-    seconds = []
-    for _ in range(READS):
-        start = clock()
-        sample()
-        seconds.append(clock() - start)
-    return READ / statistics.median(seconds)
+    rounds = take_turns({"reading": reader(device)}, READS, "Reading memory", clock=clock)
+    return 1000 * READ / statistics.median(line["reading"] for line in rounds)

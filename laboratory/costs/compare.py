@@ -10,10 +10,10 @@ cost is that of wide layers with random weights, with the loops and the attentio
 import json
 from pathlib import Path
 
+import pandas as pd
 import torch
 from datasets import load_from_disk
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from measuring_plt.models import Setup, SharedWeights
 from measuring_plt.rows import LLAMA, ROWS
@@ -21,6 +21,7 @@ from measuring_plt.sizes import SIZES
 from modeling_plt import PLTForCausalLM
 from modeling_plt.packed import pack_weights
 
+from ..report import markdown, write_whole
 from .cache_bytes import measure_row
 from .decode import measure_decoding
 
@@ -142,8 +143,8 @@ def compare(folder: Path) -> None:
         table.append({"model": name, "loops": row.num_loops} | quality | costs[row.name])
     rounded = [losses(folder / "plt", rows, dtype)[0] for dtype in (torch.float16, torch.int8)]
     note = caption(setup, costs["llama"]["ms per token"], rounded)
-    text = tabulate(table, headers="keys", tablefmt="github")
-    (folder / "comparison.md").write_text(f"{text}\n\n{note}\n")
-    (folder / "comparison.json").write_text(json.dumps({"rows": table, "setting": note}, indent=2) + "\n")
+    text = markdown(pd.DataFrame(table))
+    write_whole(folder / "comparison.md", f"{text}\n\n{note}\n")
+    write_whole(folder / "comparison.json", json.dumps({"rows": table, "setting": note}, indent=2) + "\n")
     plot(table, note).savefig(folder / "comparison.png", dpi=150)
     print(f"\n{text}\n\n{note}\n\nPicture: {folder / 'comparison.png'}\n\n{promise(table)}")

@@ -13,7 +13,7 @@ from measuring_plt.rows import ROWS, Row
 from training_plt.pretrain.presets import PRESETS
 
 from ..plots import plot_fit
-from ..report import Section, write
+from ..report import Section, publish
 from .cache_bytes import theory
 
 MODELS = {
@@ -88,8 +88,5 @@ def fit_sections(counted: pd.DataFrame) -> list[Section]:
 
 def fit(command: str, output: Path) -> None:
     """Write the tables and the plot, and print the tables."""
-    sections = fit_sections(count_bytes())
     setting = {"command": command, "method": "formulas only", "package": version("parallel-loop-transformer")}
-    output.mkdir(parents=True, exist_ok=True)
-    write(output, "fit", "What fits a card, computed", setting, sections)
-    print(*sections, f"Wrote {output.resolve()}", sep="\n\n")
+    publish(output, "fit", "What fits a card, computed", setting, fit_sections(count_bytes()))

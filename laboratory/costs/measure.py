@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_plt.assignments import parse_assignments
@@ -13,7 +12,7 @@ from measuring_plt.models import Setup, SharedWeights, row_config
 from measuring_plt.rows import FIELDS_OF_ROWS, LLAMA, PLAIN, ROWS, Row
 from measuring_plt.sizes import SIZES, suggested_sweep
 
-from ..report import write
+from ..report import publish
 from ..setting import describe, headline
 from .sections import SECTIONS, Run
 
@@ -42,27 +41,20 @@ def measure(
         sweep: what is varied, see `sizes`; None for what the size and the device suggest.
 
     Raises:
-        typer.BadParameter: an option cannot be followed.
+        ValueError: an option cannot be followed.
     """
     place = read_device(device)
     number = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, packed)
     chosen = read_rows(rows, setup.fields)
     if packed and place.type != "cpu":
-        raise typer.BadParameter(f"is for a CPU, got {place}", param_hint="--pack")
+        raise ValueError(f"`--pack` is for a CPU, got {place}.")
     if threads is not None:
         torch.set_num_threads(threads)
-    output.mkdir(parents=True, exist_ok=True)
     setting = describe(command, size, setup)
-    print(*(f"{key}: {value}" for key, value in setting.items()), sep="\n")
     given = {key: value for key, value in sweep.items() if value}
     run = Run(SharedWeights(setup), chosen, headline(setting), **suggested_sweep(size, place.type) | given)
-    done = []
-    for section in sections:
-        done.append(SECTIONS[section](run))
-        print(f"\n{done[-1]}", flush=True)
-        write(output, name, headline(setting), setting, done)
-    print(f"\nWrote {output.resolve()}")
+    publish(output, name, run.headline, setting, (SECTIONS[section](run) for section in sections))
 
 
 def read_device(text: str | None) -> torch.device:
@@ -73,26 +65,27 @@ def read_device(text: str | None) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"must be cpu, cuda or cuda:N, got {text!r}", param_hint="--device")
+        raise ValueError(f"`--device` must be cpu, cuda or cuda:N, got {text!r}.")
     if device.type == "cuda":
         found = torch.cuda.device_count()
         if (device.index or 0) >= found:
-            raise typer.BadParameter(f"must be one of the {found} GPUs here, got {text!r}", param_hint="--device")
+            raise ValueError(f"`--device` must be one of the {found} GPUs here, got {text!r}.")
         torch.cuda.set_device(device)  # the one that the clock waits for
     return device
 
 
 def read_fields(size: str, assignments: list[str]) -> dict:
     """Fields of PLTConfig for all rows."""
+    changes = parse_assignments(assignments)
+    for name in FIELDS_OF_ROWS:
+        if name in changes:
+            raise ValueError(f"`--set` cannot change {name}: each row has its own.")
+    fields = SIZES[size] | changes
     try:
-        changes = parse_assignments(assignments)
-        for name in FIELDS_OF_ROWS:
-            if name in changes:
-                raise ValueError(f"cannot change {name}: each row has its own")
-        row_config(SIZES[size] | changes, PLAIN)
-    except (ValueError, StrictDataclassError) as error:
-        raise typer.BadParameter(str(error.__cause__ or error), param_hint="--set") from error
-    return SIZES[size] | changes
+        row_config(fields, PLAIN)
+    except StrictDataclassError as error:
+        raise ValueError(f"`--set`: {error.__cause__ or error}") from error
+    return fields
 
 
 def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
@@ -101,6 +94,5 @@ def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
     config = row_config(fields, PLAIN)
     own_bias = config.attention_output_bias != config.attention_bias
     if LLAMA in rows and (config.qk_norm or config.sandwich_norm or own_bias):
-        message = "gives the model what Llama does not have: leave the row llama out with --rows"
-        raise typer.BadParameter(message, param_hint="--set")
+        raise ValueError("`--set` gives the model what Llama does not have: leave the row llama out with `--rows`.")
     return rows

@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from measuring_plt.models import Setup, empty_model, row_config
 from measuring_plt.rows import PLAIN, PUBLISHED_CACHE, PUBLISHED_MS, ROWS
 
+from ..report import markdown
 from .arithmetic import multiplications
 from .cache_bytes import theory
 
@@ -84,12 +86,7 @@ def link(file: str) -> str:
     return f"[{folder}](../results/{folder}/{name}.md)"
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def decoding() -> str:
+def decoding() -> list[dict]:
     rows = []
     for folder, what in DECODED.items():
         file = f"decode/{folder}/decode"
@@ -112,10 +109,10 @@ def decoding() -> str:
                     "file": link(file),
                 }
             )
-    return table(rows)
+    return rows
 
 
-def loops() -> str:
+def loops() -> list[dict]:
     rows = []
     for folder, what in LOOPED.items():
         file = f"loops/{folder}/loops"
@@ -136,10 +133,10 @@ def loops() -> str:
                     "file": link(file),
                 }
             )
-    return table(rows)
+    return rows
 
 
-def products() -> str:
+def products() -> list[dict]:
     rows = []
     for file in folders("products", "products"):
         setting = read(file)["setting"]
@@ -155,7 +152,7 @@ def products() -> str:
                     "file": link(file),
                 }
             )
-    return table(rows)
+    return rows
 
 
 def folders(kind: str, section: str) -> list[str]:
@@ -191,7 +188,7 @@ def lengths() -> Iterator[Length]:
             yield Length(what, file, tokens, fields, of_length, time, num_outputs)
 
 
-def many_tokens() -> str:
+def many_tokens() -> list[dict]:
     rows = []
     for each in lengths():
         plain, llama = (line(each.records, row=name) for name in ("plain", "llama"))
@@ -203,10 +200,10 @@ def many_tokens() -> str:
             cells[f"bound of {row}"] = shown(bound(each.fields, row, each.tokens, each.num_outputs)) if record else ""
             cells[f"{row} / plain"] = shown(record.get("ratio to plain"))
         rows.append(cells | {"file": link(each.file)})
-    return table(rows)
+    return rows
 
 
-def memory() -> str:
+def memory() -> list[dict]:
     rows = []
     for file in folders("memory", "memory"):
         records = read(file)["memory"]
@@ -217,10 +214,10 @@ def memory() -> str:
                 for title, figure in ((f"{row}, MB", "measured, MB"), (f"formula of {row}", "formula, MB")):
                     cells[title] = shown(record[figure], 0 if record[figure] > 100 else 1)
             rows.append(cells | {"file": link(file)})
-    return table(rows)
+    return rows
 
 
-def masks() -> str:
+def masks() -> list[dict]:
     rows = []
     for file in folders("masks", "masks"):
         for record in read(file)["masks"]:
@@ -234,12 +231,12 @@ def masks() -> str:
                     "file": link(file),
                 }
             )
-    return table(rows)
+    return rows
 
 
-def demo() -> str:
+def demo() -> list[dict]:
     """The table of `make demo`, as it prints it."""
-    return table([{name: str(cell) for name, cell in row.items()} for row in read("demo/comparison")["rows"]])
+    return read("demo/comparison")["rows"]
 
 
 def ratios(records: list[dict], **where: Any) -> dict[str, str]:
@@ -248,7 +245,7 @@ def ratios(records: list[dict], **where: Any) -> dict[str, str]:
     return {title: shown(line(records, row=row, **where).get("ratio to plain")) for title, row in names.items()}
 
 
-def promise() -> str:
+def promise() -> list[dict]:
     """The costs of a second and a third loop, plain's being 1."""
     rows = []
 
@@ -284,10 +281,10 @@ def promise() -> str:
     least = theory(row_config(fields, ROWS["plt-2"]), 4608, 4) / theory(row_config(fields, PLAIN), 4608, 4)
     paper = f"{PUBLISHED_CACHE['plt-2'] / PUBLISHED_CACHE['plain']:.2f}"
     add("KV cache, 4608 tokens", file, ratios(read(file)["cache"], context=4608), least, paper)
-    return table(rows)
+    return rows
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
+BLOCKS: dict[str, Callable[[], list[dict]]] = {
     "decoding": decoding,
     "loops": loops,
     "products": products,
@@ -302,7 +299,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 def written(page: str) -> str:
     """A page with its tables written anew."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match['name']]()}{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}{markdown(pd.DataFrame(BLOCKS[match['name']]()))}\n{match[3]}", text)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ A decode step of L loops multiplies L rows, times the batch, by each weight.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +16,9 @@ from torch import Tensor
 from measuring_plt.product_names import PRODUCTS
 from measuring_plt.sizes import SIZES
 from measuring_plt.turns import WARMUP_ROUNDS, take_turns
-from measuring_plt.versions import versions
 
-from ..report import Section, write
-from ..setting import device_name
+from ..report import Section, publish
+from ..setting import machine
 from .bandwidth import READ, reader
 from .products import BYTES, MAKERS
 
@@ -78,9 +77,10 @@ def measure(
     command: str,
     names: list[str],
     size: str,
-    dtype: torch.dtype,
+    dtype: str,
     counts: list[int],
     rounds: int,
+    threads: int | None,
     output: Path,
 ) -> None:
     """Measure, print and write the table of a size: `products.md` and `products.json`.
@@ -90,20 +90,21 @@ def measure(
         NotImplementedError: this CPU lacks one.
         ImportError: a product's packages are not installed.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     fields = SIZES[size]
-    weight = torch.empty(fields["intermediate_size"], fields["hidden_size"], dtype=dtype)
-    setting = describe(command, size, weight)
-    print(*(f"{key}: {value}" for key, value in setting.items()), sep="\n")
+    weight = torch.empty(fields["intermediate_size"], fields["hidden_size"], dtype=getattr(torch, dtype))
     ordered = [name for name in PRODUCTS if name in names]
+    publish(output, "products", TITLE, describe(command, size, weight), sections(ordered, weight, counts, rounds))
+
+
+def sections(names: list[str], weight: Tensor, counts: list[int], rounds: int) -> Iterator[Section]:
+    """The only one, when it is asked for."""
     note = (
         f"{rounds} rounds. Bound: what reading as many bytes as the product has of the weight takes, "
         "measured in the same rounds."
     )
-    section = Section("products", "Products", measure_products(ordered, weight, counts, rounds), [note])
-    print(f"\n{section}")
-    output.mkdir(parents=True, exist_ok=True)
-    write(output, "products", TITLE, setting, [section])
-    print(f"\nWrote {output.resolve()}")
+    yield Section("products", "Products", measure_products(names, weight, counts, rounds), [note])
 
 
 def describe(command: str, size: str, weight: Tensor) -> dict:
@@ -113,10 +114,8 @@ def describe(command: str, size: str, weight: Tensor) -> dict:
         "size": size,
         "weight": list(weight.shape),
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": device_name(weight.device),
-        "cpu_threads": torch.get_num_threads(),
+        **machine(weight.device),
         **{name: os.environ[name] for name in SWITCHES if name in os.environ},
-        **versions(),
         "method": f"random weights, different ones in turn, together {TOGETHER / 1e6:.0f} MB or more in each product; "
         f"{WARMUP_ROUNDS} warm-up round, then in each round every product once, and reading {READ / 1e6:.0f} MB; "
         "medians over rounds",

@@ -23,7 +23,8 @@ from training_plt.heal import __main__ as heal
 from training_plt.heal.controls import CONTROLS_FILE, WORDS
 from training_plt.pretrain import __main__ as pretrain
 
-from ..tasks.harness.machine import commit, machine
+from ..report import write_whole
+from ..setting import commit, machine
 from .report import write_report
 from .trainings import TRAININGS, Training
 
@@ -87,9 +88,7 @@ def make(training: Training, seed: int, runs: Path, results: Path) -> None:
         "commit": commit(),
         "machine": machine(),
     }
-    part = result_file(results, training, seed).with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.rename(result_file(results, training, seed))
+    write_whole(result_file(results, training, seed), json.dumps(result, indent=1) + "\n")
     print(f"{training.name}, seed {seed}: {result['losses'][-1][1]:.4f}, {result['seconds']:.0f} s", flush=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table and the plot of `healing_study`."""
+"""The table and the plot of the study."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from training_plt.heal.controls import WORDS
 
-from ..differences import LINK, write_differences
-from ..report import markdown
+from ..differences import LINK, all_differences
+from ..report import markdown, write_study
 from .trainings import Training
 
 
@@ -28,11 +28,10 @@ def write_report(results: Path, trainings: Sequence[Training]) -> None:
             for step, loss in result["losses"]
         ]
     )
-    (results / "table.md").write_text(report(found, points, trainings), encoding="utf-8")
     last = points.groupby(["seed", "training"])["loss"].last().unstack()
     order = [training.name for training in trainings if training.name in last]
-    write_differences(results, "healing", "Held-out loss in nats per token", "training", last[order])
-    plot(points).savefig(results / "plot.png", dpi=100)
+    differences = all_differences("healing", "Held-out loss in nats per token", "training", last[order])
+    write_study(results, report(found, points, trainings), differences, plot(points))
 
 
 def report(found: list[dict], points: pd.DataFrame, trainings: Sequence[Training]) -> str:

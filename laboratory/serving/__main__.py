@@ -80,7 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"`--{name}` must be at least 1, got {getattr(args, name)}.")
     plan = Plan(args.size, args.dtype, args.batches, args.prompts, args.steps, not args.compile)
     rows = list(dict.fromkeys(["plain", *args.rows]))
-    args.output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # memory is that of a row alone, so each has a process; all wait for their turn in each round
         pools = {row: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for row in rows}

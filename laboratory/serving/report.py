@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables and the plot of `benchmark`."""
+"""The tables and the plots of the benchmark."""
 
 from pathlib import Path
 from statistics import median
@@ -7,16 +7,14 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-import torch
 import vllm
 from matplotlib.figure import Figure
 
 from measuring_plt.rows import IN_TURN, PUBLISHED, PUBLISHED_MS
-from measuring_plt.versions import versions
 from serving_plt.vllm.timed_engine import CONTEXT
 
 from ..report import Section, write
-from ..setting import device_name, headline
+from ..setting import headline, machine
 from ..timing import ratios_to_plain
 from . import loops as benchmark_loops
 
@@ -25,9 +23,8 @@ def write_report(
     folder: Path, plan: dict[str, Any], engines: list[dict[str, Any]], rounds: list[dict[str, Any]]
 ) -> None:
     """`benchmark.md`, `.json` and `.png`, of the rounds that there are."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = {"device": device_name(device), "cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
-    setting |= {"parameters": engines[0]["parameters"], **plan, **versions(), "vllm": vllm.__version__}
+    setting = machine() | {"cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
+    setting |= {"parameters": engines[0]["parameters"], **plan, "vllm": vllm.__version__}
     title = headline(setting)
     sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
     if {engine["row"] for engine in engines} >= benchmark_loops.ROWS:

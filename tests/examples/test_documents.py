@@ -205,7 +205,6 @@ def test_benchmarks_take_their_options(line, monkeypatch):
     monkeypatch.setattr("laboratory.costs.measure.measure", lambda *args, **options: measured.append(options))
     monkeypatch.setattr("laboratory.costs.fit.fit", lambda *args: measured.append(args))
     monkeypatch.setattr("laboratory.costs.product_times.measure", lambda *args: measured.append(args))
-    monkeypatch.setattr("laboratory.costs.convert.measure_conversion", measured.append)
     monkeypatch.setattr("laboratory.costs.compare.compare", measured.append)
     words = shlex.split(line)[1:]
     try:

@@ -304,10 +304,10 @@ DEVICE = "must be cpu, cuda or cuda:N"
         ("all --device meta", f"{DEVICE}, got 'meta'"),
         ("all --device cuda:99", "GPUs here, got 'cuda:99'"),
         ("all --set loops=3", "takes FIELD=VALUE with a field of PLTConfig, got 'loops=3'"),
-        ("all --set num_loops=3", "--set: cannot change num_loops"),
+        ("all --set num_loops=3", "`--set` cannot change num_loops"),
         ("all --set hidden_size=65", "must be a multiple of `num_attention_heads`"),
         ("all --set hidden_size=big", "hidden_size"),
-        ("all --set qk_norm=True", "leave the row llama out with --rows"),
+        ("all --set qk_norm=True", "leave the row llama out with `--rows`"),
         ("decode --prompt-lengths 8", "No such option: --prompt-lengths"),
         ("loops --rows plt-2", "No such option: --rows"),
         ("loops --context 8 16", "unexpected extra argument(s) (16)"),
@@ -319,9 +319,12 @@ def test_wrong_arguments_are_refused(capsys, tmp_path, monkeypatch, arguments, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as error:
         run(*arguments.split())
-    output = capsys.readouterr()
-    assert error.value.code == 2 and not output.out
-    assert message in output.err and output.err.count("\n") == 1 and " --help`." in output.err
+    output, code = capsys.readouterr(), error.value.code
+    assert not output.out
+    if isinstance(code, str):  # refused by what measures; Python prints it, and ends with status 1
+        assert message in code and "\n" not in code
+    else:
+        assert code == 2 and message in output.err and output.err.count("\n") == 1 and " --help`." in output.err
     assert not list(tmp_path.iterdir())
 
 

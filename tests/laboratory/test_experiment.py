@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from laboratory import setting
 from laboratory.healing import __main__ as healing_study
 from laboratory.tasks import __main__ as command
 from laboratory.tasks import load, names
@@ -91,10 +92,17 @@ def test_a_run_writes_what_it_did(tmp_path):
     assert store.read(run) == result and not list(tmp_path.glob("*.lock"))
     assert result["config"]["sliding_window"] == 2 and result["config"]["num_loops"] == 2
     assert (result["learning_rate"], result["seed"], result["is_tuning"]) == (3e-3, 1, False)
-    assert result["machine"]["threads"] == 1 and result["machine"]["torch"] == torch.__version__
+    assert result["machine"]["cpu_threads"] == 1 and result["machine"]["torch"] == torch.__version__
     assert result["seconds"] > 0 and len(result["losses"]) == 2
     assert re.fullmatch(r"[0-9a-f]{40}\+?|", result["commit"])
     assert [score["group"] for score in result["scores"]] == [1, 2]
+
+
+def test_the_commit_of_a_run_is_marked_by_edits_of_what_is_there(monkeypatch):
+    assert all((ROOT / path).is_dir() for path in setting.CODE)
+    asked = []
+    monkeypatch.setattr(setting, "commit_of", lambda *paths: asked.append(paths) or "abc")
+    assert setting.commit.__wrapped__() == "abc" and {"laboratory", "modeling_plt"} <= set(*asked)
 
 
 def test_equal_runs_give_equal_numbers_and_other_seeds_others():

@@ -142,8 +142,8 @@ def test_by_default_the_products_are_those_that_need_no_further_package(tmp_path
     run(tmp_path)
     run(tmp_path, "--dtype", "bfloat16", "--products", "onnxruntime")
     assert asked == [
-        (list(NEED_NOTHING), "tiny", torch.float32, list(ROW_COUNTS), 9),
-        (["onnxruntime"], "tiny", torch.bfloat16, list(ROW_COUNTS), 9),
+        (list(NEED_NOTHING), "tiny", "float32", list(ROW_COUNTS), 9, None),
+        (["onnxruntime"], "tiny", "bfloat16", list(ROW_COUNTS), 9, None),
     ]
     assert set(PRODUCTS) == set(MAKERS) == {*NEED_NOTHING, "onnxruntime"}
 
@@ -154,7 +154,7 @@ def test_by_default_the_products_are_those_that_need_no_further_package(tmp_path
         ("--products fast", "templates, got 'fast'"),
         ("--dtype float16", "must be one of float32, bfloat16, got 'float16'"),
         ("--row-counts 1 0", "must be an integer of at least 1, got '0'"),
-        ("--products same --dtype bfloat16", "--products: bfloat16 weights need instructions that this CPU lacks"),
+        ("--products same --dtype bfloat16", "plt: bfloat16 weights need instructions that this CPU lacks"),
         ("--products onnxruntime", "The product `onnxruntime` needs the extra `tools`."),
     ],
 )

@@ -66,6 +66,11 @@ def main() -> None:
         path = Path(sys.executable).with_name(command)
         result = subprocess.run([path, "--help"], capture_output=True, text=True)
         assert result.returncode == 0 or "Install the extra" in result.stderr, result.stderr
+    plt = Path(sys.executable).with_name("plt")
+    for arguments in (["bench", "--help"], ["bench", "decode", "--help"]):
+        subprocess.run([plt, *arguments], check=True, stdout=subprocess.DEVNULL)
+    result = subprocess.run([plt, "bench", "decode"], capture_output=True, text=True)
+    assert result.returncode == 1 and "runs in a checkout" in result.stderr, result.stderr
     print(f"{NAME} {distribution(NAME).version}: generates, saves, loads without the package; {', '.join(commands)}")
 
 

@@ -5,8 +5,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ...differences import INTERVAL, LINK, difference, write_differences
-from ...report import markdown
+from ...differences import INTERVAL, LINK, all_differences, difference
+from ...report import markdown, write_study
 from .definition import Experiment
 from .store import Store
 
@@ -21,11 +21,9 @@ def write_report(experiment: Experiment, store: Store) -> None:
     points = pd.DataFrame([point for result in results for point in points_of(result, experiment.metric)])
     order = {cell.name: number for number, cell in enumerate(experiment.cells)}
     points = points.sort_values(["layers", "cell"], key=lambda column: column.map(lambda v: order.get(v, v)))
-    (store.folder / "table.md").write_text(report(experiment, points), encoding="utf-8")
-    write_differences(
-        store.folder, experiment.name, f"Mean {experiment.metric}", "cell", scores_by_seed(overall(points))
-    )
-    plot(experiment, points).savefig(store.folder / "plot.png", dpi=100)
+    scores = scores_by_seed(overall(points))
+    differences = all_differences(experiment.name, f"Mean {experiment.metric}", "cell", scores)
+    write_study(store.folder, report(experiment, points), differences, plot(experiment, points))
 
 
 def points_of(result: dict, metric: str) -> list[dict]:

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from configuration_plt import PLTConfig
 
+from ...report import write_whole
 from .definition import Run
 
 NO_SETTING = ("transformers_version", "auto_map")  # of a config
@@ -63,10 +64,7 @@ class Store:
             yield False
 
     def write(self, run: Run, result: dict) -> None:
-        """All of the file or nothing: it is written under another name first."""
-        part = self.file(run).with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.rename(self.file(run))
+        write_whole(self.file(run), json.dumps(result, indent=1) + "\n")
 
 
 def same_config(found: Any, wanted: dict) -> bool:

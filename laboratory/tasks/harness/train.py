@@ -16,9 +16,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from modeling_plt import PLTForCausalLM
 
+from ...setting import commit, machine
 from .definition import Run
 from .examples import NO_ANSWER, Examples, as_batch
-from .machine import commit, machine
 
 NUM_LOSSES = 20  # kept of a run
 
