@@ -93,7 +93,7 @@ class PLTConfig(PreTrainedConfig):
 
     num_loops: int = count(2)  # how often the shared layers run; 1 is a plain decoder
     loop_shift: bool = True  # later loops read the previous token's state, so all loops of a token run in one pass
-    loop_attention: Literal["gated_window", "shared", "own"] = "gated_window"  # what later loops attend to
+    loop_attention: Literal["gated_window", "shared", "own"] = "gated_window"  # the keys that later loops attend to
     sliding_window: int = count(64)  # keys a later loop sees in its own KV, current token included
     gate_input: Literal["hidden", "query"] = (
         "hidden"  # the gate reads the layer input (own norm), or each head's query
@@ -127,7 +127,7 @@ class PLTConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation (Qwen3)
-    sandwich_norm: bool = False  # RMSNorm also of what attention and MLP add to the residual stream (Ouro)
+    sandwich_norm: bool = False  # RMSNorm also of the outputs of attention and MLP, before they are added (Ouro)
 
     # no field: a switch of the run, which models show; release 0.1 saved it, and what is saved as False is heeded
     one_pass = True

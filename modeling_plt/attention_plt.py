@@ -164,7 +164,7 @@ class PLTAttention(nn.Module):
             weights = tokens.pads.give_back_weights(weights)
             is_all = num_queries == tokens.num_tokens and len(run.loops) == 1
             if is_all and self.config._attn_implementation == "eager":
-                # as with states, what goes on is read from what is recorded, so that it has a gradient
+                # as with states, the output is computed from the recorded weights, so that these have a gradient
                 output = weigh(tokens.pads.put_weights_first(weights), value)
         return output, weights
 

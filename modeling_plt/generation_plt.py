@@ -75,7 +75,7 @@ class PLTGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As everywhere, with the cache under our name, which is the one that PEFT looks for.
 
-        What `create_masks_for_generate` has made is no mask, and gets a name of its own.
+        The result of `create_masks_for_generate` is no mask, and gets a name of its own.
         """
         kwargs = call_it(THEIRS, kwargs)
         if kwargs.pop(COLLECTED, None) is not None:

@@ -88,8 +88,8 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Run one pass `[B, R * P, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
 
-        Arguments as in `PLTAttention.forward`. What is shared travels as tensors, not through the cache, so that
-        training needs no cache and gradient checkpointing sees it.
+        Arguments as in `PLTAttention.forward`. Shared keys and values are tensors and not read from a cache: training
+        needs no cache, and gradient checkpointing sees them.
         """
         normed = self.input_layernorm(hidden_states)
         attended, weights, *shared = self.self_attn(normed, hidden_states, shared_key, shared_value, run, **kwargs)

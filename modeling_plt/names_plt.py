@@ -69,7 +69,7 @@ class ReadsBothGateNames(PreTrainedModel):
 
 
 # A model that an override leaves without a part of its folder does not save itself as if that were all.
-# what a config decides about: layers and what is in them, the two scales; a head goes with the class that is loaded
+# tensors that a config decides about: those of layers, and the two scales; a head goes with the class that is loaded
 OF_THE_CONFIG = re.compile(r"(^|\.)(layers\.\d+\..*\.(weight|bias)|embedding_scale|hidden_scale)$")
 
 

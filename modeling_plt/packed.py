@@ -69,7 +69,7 @@ def pack_with(model: nn.Module, dtype: torch.dtype | None, form: Callable[[Tenso
         if any(parameter is linear.weight for parameter in model.parameters()):
             packed.weight = linear.weight
             kept += linear.weight.nbytes
-    # what its modules would refuse half-way is refused before anything has changed
+    # the model refuses conversions and loading before its modules would refuse them half-way
     model._apply = MethodType(refuse_conversion, model)  # type: ignore[method-assign]
     model.load_state_dict = MethodType(refuse_loading, model)  # type: ignore[method-assign]
     return Memory(before, after, kept)

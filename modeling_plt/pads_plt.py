@@ -113,7 +113,8 @@ def pick(states: Tensor, columns: Tensor, dim: int) -> Tensor:
 def show(states: Tensor, num_queries: int, pads: Pads | None) -> tuple[Tensor, Tensor]:
     """The last Q of states `[B, R * T, D]` in the given order, and the states to go on with.
 
-    These are read from what is shown, so that it has a gradient, unless it lacks some of them: pruned, or of one loop.
+    The second are read from the first, so that these have a gradient, unless some are missing there: pruned positions,
+    or other loops.
     """
     shown = tail(states, num_queries)
     if pads is None:

@@ -67,7 +67,7 @@ def needed_positions(config: PLTConfig, num_tokens: int, num_outputs: int) -> li
     """Exact pruned prefill: how many of the last T positions are needed, `[stage][loop][n]`, `n` as in `Pass.spans`.
 
     In each layer, an output depends on the positions that its loop sees of its own (the W - 1 before it); at the
-    start of a loop, the shift adds one more. What is before is never read, so leaving it out changes nothing.
+    start of a loop, the shift adds one more. Earlier positions are never read, so leaving them out changes nothing.
 
     Args:
         num_outputs: how many of the last positions are wanted; 0 for all.

@@ -80,8 +80,8 @@ def write_ring(ring: Tensor, new: Tensor, columns: Tensor, pads: Pads | None) ->
     """Put the last of the T tokens at `columns` `[T]` into a ring, where column c is at c modulo its size n.
 
     `new` `[B, heads, <= T, Dh]`: a pruned prefill gives only the last tokens, whose windows reach no further back.
-    Returns what their queries see: the ring itself for a single token, else the n - 1 columns before the tokens and
-    theirs, in order.
+    Returns the columns that their queries see: the ring itself for a single token, else the n - 1 columns before the
+    tokens and theirs, in order.
     """
     size = ring.shape[2]
     seen = ring

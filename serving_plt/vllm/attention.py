@@ -159,9 +159,9 @@ class PLTAttention(nn.Module):
     def attend_together(self, query: Tensor, key: Tensor, value: Tensor, num_loops: int) -> Tensor:
         """Queries of all loops `[L * T, H * Dh]` on loop 0's keys, new ones of `[T, Hkv * Dh]` -> `[L * T, H * Dh]`.
 
-        Keys are written once and read once. What the write returns goes to the read: a compiler keeps that order. All
-        else comes before both: vLLM cuts its graphs at each, and torch 2.13 cannot compile a part whose only input
-        has L * T rows.
+        Keys are written once and read once. The result of the write goes to the read, so that a compiler keeps their
+        order. All else comes before both: vLLM cuts its graphs at each, and torch 2.13 cannot compile a part whose
+        only input has L * T rows.
         """
         kv_heads, attention = (-1, self.num_kv_heads, self.head_dim), self.together_attn
         by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)

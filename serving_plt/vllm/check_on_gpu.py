@@ -6,8 +6,8 @@
     python -m serving_plt.vllm.check_on_gpu --dry-run
 
 Nothing is downloaded: weights are random, tiny for tokens and of 1.3B parameters for times. Each part has a process of
-its own and 8 minutes. What fails or does not fit is a row, and the next part goes on; files are written after each.
-With `--dry-run` all of it runs at a tiny size on the CPU. The status is 1 where a row differs or fails.
+its own and 8 minutes. A check that fails or does not fit is a row, and the next part goes on; files are written after
+each. With `--dry-run` all of it runs at a tiny size on the CPU. The status is 1 where a row differs or fails.
 """
 
 import argparse

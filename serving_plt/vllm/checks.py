@@ -94,7 +94,7 @@ class Checks(VerifyAndUpdateConfig):
         """Refuse settings that a PLT cannot have, and choose those that vLLM would choose wrongly.
 
         Raises:
-            ValueError: with one sentence that says what was asked and what can be.
+            ValueError: with one sentence on the asked and the possible value.
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         if len(config.stages) > 1:

@@ -24,7 +24,7 @@ LONGEST_REQUEST = 8192  # tokens
 ENGINE = {"max_position_embeddings": LONGEST_REQUEST, "bos_token_id": None, "eos_token_id": None}
 CONTEXT = 32  # tokens in the cache when decoding begins
 LONGEST_STEP = 8192  # tokens of a step at most; longer prompts come in chunks
-FEW_ROWS = (1, 2, 3, 4, 8)  # of the projections alone: what further loops cost there is the hardware's
+FEW_ROWS = (1, 2, 3, 4, 8)  # for the projections alone, where the hardware decides the cost of further loops
 
 
 @dataclass(frozen=True)
