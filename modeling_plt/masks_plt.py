@@ -81,7 +81,8 @@ def make_window_mask(
         # an exported program takes any length, and so cannot count blocks
         visible = visible_in_blocks(starts, last, window, 1, block=num_tokens, reach=num_kept)[0]
         return as_mask(visible, config, dtype)
-    # a reach that depends on the length would make traced code another graph for each
+    # the reach is the number of keys that a block sees before its own; in traced code it is the same for all lengths,
+    # which would otherwise have a graph each
     reach = window - 1 if is_traced else min(window - 1, num_kept + num_tokens - window)
     num_blocks = count_blocks(num_tokens, window)
     visible = visible_in_blocks(starts, last, window, num_blocks, block=window, reach=reach)
