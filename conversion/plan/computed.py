@@ -45,7 +45,8 @@ class Derivation:
     def run(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         converter = deepcopy(self.converter)  # a converter keeps what it is given
         for (pattern, stored), tensor in zip(self.stored, tensors, strict=True):
-            converter.add_tensor(self.name, stored.name, pattern, tensor)
+            # it calls what is callable, and takes tensors as they are
+            converter.add_tensor(self.name, stored.name, pattern, tensor)  # type: ignore[arg-type]
         made = converter.convert(self.name, config=self.config)
         # safetensors refuses tensors that share memory, as the parts of a fused one do
         return {

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from configuration_plt import PLTConfig
 
@@ -15,10 +16,10 @@ LAYER = "model.layers.0."
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check_counts(fields: Mapping[str, object]) -> None:
+def check_counts(fields: Mapping[str, Any]) -> None:
     """ValueError if a config has more loops or layers than anyone could mean: both become lists of that length."""
     for name, most in MOST.items():
-        value = fields.get(name)
+        value: Any = fields.get(name)
         if type(value) in (int, float) and value > most:
             raise ValueError(f"`{name}` must be at most {most}, got {shown(value)}.")
 
@@ -40,6 +41,7 @@ def check_sizes(shapes: Shapes, config: PLTConfig) -> None:
             f"`num_hidden_layers` must be {len(layers)}, the number of layers that the weights name as "
             f"`model.layers.N.` once renamed, got {config.num_hidden_layers}."
         )
+    assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them in
     by_size = {
         "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
         f"{LAYER}self_attn.q_proj.weight": (config.num_attention_heads * config.head_dim, config.hidden_size),

@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,17 @@ class PLTStart:
     gate: float | None = None  # weight of the shared KV, in (0, 1)
 
 
+class ChosenStart(NamedTuple):
+    """Start values when every default is filled in."""
+
+    num_loops: int
+    sliding_window: int
+    embedding_scale: float
+    hidden_scale: float
+    learned_scales: bool
+    gate: float
+
+
 def switch_on(exact: Plan, start: PLTStart) -> Plan:
     """The plan of a PLT that starts from the weights of a source.
 
@@ -41,10 +53,9 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
         raise ValueError(f"`--to-plt` is for models that are not a PLT yet; this {exact.source.title} is one.")
     if config.has_gate and start.gate is not None:
         raise ValueError(f"`--gate-start` is for new gates; this {exact.source.title} has trained ones.")
-    chosen = default_start(exact)
-    chosen = replace(chosen, **{name: value for name, value in vars(start).items() if value is not None})
+    chosen = default_start(exact)._replace(**{name: given for name, given in vars(start).items() if given is not None})
     check_start(chosen, config)
-    fields = {name: value for name, value in vars(chosen).items() if name != "gate"}
+    fields = {name: value for name, value in chosen._asdict().items() if name != "gate"}
     mechanisms = {"loop_shift": True, "loop_attention": "gated_window"}
     config = make_config(config.to_dict() | mechanisms | fields)
     present, expected = exact.shapes(), expected_shapes(config)
@@ -54,11 +65,12 @@ def switch_on(exact: Plan, start: PLTStart) -> Plan:
     return replace(exact, config=config, added=added)
 
 
-def check_start(start: PLTStart, config: PLTConfig) -> None:
+def check_start(start: ChosenStart, config: PLTConfig) -> None:
     """ValueError if a start value is out of the range that the source allows."""
     positions = max(config.max_position_embeddings, config.sliding_window)
     if start.sliding_window > positions:
         raise ValueError(f"`--window` must be at most the source's {positions} positions, got {start.sliding_window}.")
+    assert isinstance(config.dtype, torch.dtype)  # `make_plan` sets it
     largest = torch.finfo(config.dtype).max
     for option, scale in (("--embedding-scale", start.embedding_scale), ("--hidden-scale", start.hidden_scale)):
         if not abs(scale) <= largest:
@@ -67,7 +79,7 @@ def check_start(start: PLTStart, config: PLTConfig) -> None:
         raise ValueError(f"`--gate-start` must be between 0 and 1, both excluded, got {start.gate}.")
 
 
-def default_start(exact: Plan) -> PLTStart:
+def default_start(exact: Plan) -> ChosenStart:
     """The defaults for a source; the scales are parameters, so that training can move them.
 
     - A plain source keeps its logits: later loops read the embedding alone, and the gate leaves the window almost no
@@ -77,12 +89,16 @@ def default_start(exact: Plan) -> PLTStart:
     """
     config = exact.config
     if config.num_loops == 1:
-        return PLTStart(2, config.sliding_window, 1.0, 0.0, True, EXACT_GATE)
-    scales = (config.embedding_scale, config.hidden_scale) if config.embedding_scale != 0 else (1.0, 0.0)
-    return PLTStart(config.num_loops, config.sliding_window, *scales, True, LOOPED_GATE)
+        return ChosenStart(2, config.sliding_window, 1.0, 0.0, True, EXACT_GATE)
+    assert config.hidden_scale is not None  # the config fills it in
+    own_scales = config.embedding_scale, config.hidden_scale
+    embedding_scale, hidden_scale = own_scales if config.embedding_scale != 0 else (1.0, 0.0)
+    return ChosenStart(
+        config.num_loops, config.sliding_window, embedding_scale, hidden_scale, learned_scales=True, gate=LOOPED_GATE
+    )
 
 
-def start_value(name: str, shape: tuple[int, ...], start: PLTStart) -> Tensor:
+def start_value(name: str, shape: tuple[int, ...], start: ChosenStart) -> Tensor:
     """The start of a new tensor: the same gate for every head and token, or a scale."""
     leaf = name.removeprefix("model.").split("plt_gate.")[-1]
     value = {

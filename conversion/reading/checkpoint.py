@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -99,7 +99,7 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     """
     config = read_json(folder / "config.json")
     folder = weights or folder
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for file, listed in weight_files(folder, SINGLE_FILE, INDEX_FILE).items():
         stored = {tensor.name: tensor for tensor in read_header(file)}
         if listed is not None and listed != set(stored):
@@ -114,7 +114,7 @@ def open_checkpoint(folder: Path, weights: Path | None = None) -> Checkpoint:
     return Checkpoint(folder, config, tensors)
 
 
-def weight_files(folder: Path, single_file: str, index_file: str) -> dict[Path, set[str] | None]:
+def weight_files(folder: Path, single_file: str, index_file: str) -> Mapping[Path, set[str] | None]:
     """The weight files of a folder, and the tensors that the index lists for each; None without an index.
 
     Raises:
@@ -127,7 +127,7 @@ def weight_files(folder: Path, single_file: str, index_file: str) -> dict[Path, 
     weight_map = read_json(folder / index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{folder / index_file} must have a `weight_map` that names files.")
-    files: dict[Path, set[str] | None] = {}
+    files: dict[Path, set[str]] = {}
     for tensor_name, file_name in weight_map.items():
         files.setdefault(file_inside(folder, file_name, index_file), set()).add(tensor_name)
     return files

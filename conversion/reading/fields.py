@@ -3,7 +3,7 @@
 
 from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers.activations import ACT2FN
 
@@ -13,7 +13,6 @@ from .meaningless_fields import DEFAULTS, HARMLESS
 from .rope import check_rope
 
 REQUIRED = object()
-Declared = TypeVar("Declared")
 
 
 class Fields:
@@ -37,19 +36,17 @@ class Fields:
             raise ValueError(f"Field `{name}` of the source must be {KINDS[kind]}, got {shown(value)}.")
         return value
 
-    def take_all(self, declared: type[Declared]) -> Declared:
+    def take_all(self, declared: Any) -> Any:
         """An object of a dataclass that declares fields of the source: their names, kinds and defaults.
 
         Raises:
             ValueError: a field is of another kind, or is absent and has no default.
         """
-        defaults = {field.name: (field.type, field.default) for field in dataclass_fields(declared)}
-        return declared(
-            **{
-                name: self.take(name, kind, REQUIRED if default is MISSING else default)
-                for name, (kind, default) in defaults.items()
-            }
-        )
+        values = {}
+        for field in dataclass_fields(declared):
+            kind: Any = field.type
+            values[field.name] = self.take(field.name, kind, REQUIRED if field.default is MISSING else field.default)
+        return declared(**values)
 
     def require(self, name: str, *allowed: Any) -> None:
         """Accept a field only if it is absent or has one of these values.

@@ -27,7 +27,8 @@ def unpickle(folder: Path, target: Path) -> None:
         ValueError: a file is corrupt, or holds anything but tensors.
     """
     files = list(weight_files(folder, PICKLE_FILE, PICKLE_INDEX))
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, file in enumerate(tqdm(files, desc="Reading pickles", unit="file"), start=1):
         tensors = read_pickle(file)
         name = shard_name(number, len(files))

@@ -79,13 +79,15 @@ def check_rotary(config: PLTConfig) -> None:
     Raises:
         ValueError: the settings give no frequencies, or not as many as the heads need.
     """
-    wanted = config.head_dim // 2
+    assert config.head_dim is not None  # the config fills it in
+    wanted, settings = config.head_dim // 2, dict(config.rope_parameters or {})
     for name in ("short_factor", "long_factor"):
-        count = len(config.rope_parameters.get(name) or [0] * wanted)
+        factors = settings.get(name)
+        count = len(factors) if isinstance(factors, list) else wanted
         if count != wanted:
             raise ValueError(f"`{name}` of the source's rope settings must have {wanted} numbers, got {count}.")
     try:
-        frequencies = LlamaRotaryEmbedding(config).inv_freq
+        frequencies = LlamaRotaryEmbedding(config).inv_freq  # type: ignore[arg-type]  # reads only what a PLT's has
     except (ArithmeticError, RuntimeError, ValueError) as error:
         raise ValueError(f"The source's rope settings must give frequencies, got an error: {error}") from error
     if len(frequencies) != wanted or not frequencies.isfinite().all():

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sentencepiece model as a tokenizer of the `tokenizers` library, with the same ids.
 
-transformers builds one too, but with other ids: its `LlamaTokenizer` for every model in the tests; `TokenizersBackend`
-for every model in 5.19, and in 5.24 for unigram models with byte pieces and for `legacy: false`.
+UNTIL transformers builds them with the ids of the library, which a test looks for. Its `LlamaTokenizer` does for no
+model in the tests, `TokenizersBackend` for none in 5.19. In 5.24 that is right for plain BPE models, and wrong for
+`legacy: false`, for `add_prefix_space: false`, and for unigram models with byte pieces.
 """
 
 import re
@@ -15,7 +16,7 @@ from transformers.tokenization_utils_base import generate_merges
 from ..messages import shown
 
 if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
 # kinds of models and of pieces in sentencepiece_model.proto
 UNIGRAM, BPE = 1, 2
@@ -38,7 +39,7 @@ def find_sentencepiece(source: Path) -> "tuple[str, ModelProto] | None":
         try:
             from google.protobuf.message import DecodeError
             from sentencepiece import SentencePieceProcessor
-            from sentencepiece.sentencepiece_model_pb2 import ModelProto
+            from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
         except ImportError as error:
             raise ImportError(f"{path} needs `pip install parallel-loop-transformer[convert]`.") from error
         try:
@@ -88,7 +89,9 @@ def build_sentencepiece(proto: "ModelProto", names: dict[int, str], once: bool) 
         symbols = []  # their scores suffice
     tokenizer.add_tokens([AddedToken(name, special=True) for name in controls])
     tokenizer.add_tokens([AddedToken(name, normalized=True) for name in symbols])
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps.append(normalizers.Replace(" ", SPACE))
@@ -118,12 +121,12 @@ def sentencepiece_model(proto: "ModelProto", pieces: list) -> models.BPE | model
         scores = {USER_DEFINED: -0.1, UNKNOWN: -1e4, CONTROL: -1e4, BYTE: -1e4}
         vocab = [(name, scores.get(piece.type, piece.score)) for name, piece in pieces]
         return models.Unigram(vocab, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
-    vocab = {name: index for index, (name, _) in enumerate(pieces)}
+    ids = {name: index for index, (name, _) in enumerate(pieces)}
     unmerged = {name for name, piece in pieces if piece.type not in (NORMAL, UNUSED)}
     # the highest score is merged first, not the lowest id: pieces may have been reordered
-    merges = generate_merges(vocab, {name: piece.score for name, piece in pieces}, unmerged)
+    merges = generate_merges(ids, {name: piece.score for name, piece in pieces}, unmerged)
     unknown = pieces[spec.unk_id][0]
-    return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback)
+    return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=spec.byte_fallback)
 
 
 def check_sentencepiece(tokenizer: Tokenizer, proto: "ModelProto", texts: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
@@ -24,7 +24,7 @@ from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_
 from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -124,7 +124,7 @@ def publisher_class(settings: dict) -> str:
 
 
 @contextmanager
-def fitting(kind: type[TokenizersBackend], folder: Path) -> Iterator[None]:
+def fitting(kind: type, folder: Path) -> Iterator[None]:
     """ValueError if the block, in which `kind` loads and runs the files in `folder`, fails."""
     try:
         yield
@@ -132,7 +132,7 @@ def fitting(kind: type[TokenizersBackend], folder: Path) -> Iterator[None]:
         raise ValueError(f"The tokenizer files in {folder} do not load as `{kind.__name__}`: {error}") from error
 
 
-def load(kind: type[TokenizersBackend], folder: Path, **ends: bool) -> TokenizersBackend:
+def load(kind: type[TokenizersBackend], folder: Path, **ends: Any) -> TokenizersBackend:
     """A tokenizer of one of transformers' classes; ValueError if the files in `folder` do not fit it."""
     with fitting(kind, folder):
         return kind.from_pretrained(folder, local_files_only=True, **ends)
@@ -267,12 +267,12 @@ def count_of(index: object) -> int:
 
 def added_token(token: object) -> AddedToken:
     """A token from JSON; ValueError if it is not one."""
-    flags = {name: token[name] for name in FLAGS if name in token} if isinstance(token, dict) else {}
-    is_token = isinstance(token, dict) and isinstance(token.get("content"), str)
-    if not is_token or not all(isinstance(flag, bool) for flag in flags.values()):
+    fields: dict = token if isinstance(token, dict) else {}
+    flags = {name: fields[name] for name in FLAGS if name in fields}
+    if not isinstance(fields.get("content"), str) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise ValueError(f"An added token must be an object with `content` and flags, got {shown(token)}.")
     # matched in the raw text whatever its flag says, as the slow tokenizers that need Python do
-    return AddedToken(token["content"], **flags, normalized=False)
+    return AddedToken(fields["content"], **flags, normalized=False)
 
 
 def save_rebuilt(tokenizer: Tokenizer, source: Path, target: Path, settings: dict) -> None:

@@ -16,10 +16,10 @@ def check_vocabulary(folder: Path) -> None:
         ValueError: an id is not a count, or is far beyond the number of tokens.
     """
     for file in (folder / "vocab.json", folder / "tokenizer.json"):
-        content = read_json(file) if file.is_file() else {}
+        content: object = read_json(file) if file.is_file() else {}
         if file.name == "tokenizer.json":
-            model = content.get("model")
-            content = model.get("vocab") if isinstance(model, dict) else None
+            for name in ("model", "vocab"):
+                content = content.get(name) if isinstance(content, dict) else None
         if isinstance(content, dict):  # a list has no ids of its own
             check_ids(file, content)
 
