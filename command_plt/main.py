@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from conversion_plt.messages import one_line
+from conversion_plt.error_text import one_line
 
 from .programs import PROGRAMS
 

@@ -15,7 +15,7 @@ from modeling_plt import PLTForCausalLM
 from .checks.distance import measure, read_text
 from .checks.expected_logits import read_expected
 from .checks.verify import verify_files, verify_logits
-from .messages import bytes_of
+from .error_text import bytes_of
 from .plan.plan import Plan, make_plan, untie_own_head
 from .plan.to_plt import PLTStart, switch_on
 from .reading.checkpoint import Checkpoint, open_checkpoint

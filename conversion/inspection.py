@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from .messages import bytes_of
+from .error_text import bytes_of
 from .plan.plan import make_config, make_plan
 from .reading.checkpoint import open_checkpoint, read_json
 from .reading.hub import find_folder

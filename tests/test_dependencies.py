@@ -15,6 +15,7 @@ SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 PACKAGES = {name.split(".")[0] for name in SETUP["options"]["packages"].split()} | {"laboratory"}
 EXTRAS = {  # that the folder's users are told to install; the other folders have the core alone
+    "command_plt": ["eval"],
     "conversion_plt": ["convert"],
     "examples": ["train", "eval", "smollm2"],
     "laboratory": ["bench", "train", "tools", "vllm"],  # of `tools`, what is asked for by name

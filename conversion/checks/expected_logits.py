@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..messages import shown, some
+from ..error_text import shown, some
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-from ..messages import named
+from ..error_text import named
 from ..plan.plan import Plan, expected_shapes
 from ..plan.shapes import check_shapes
 from ..reading.checkpoint import Checkpoint

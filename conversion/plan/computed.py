@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from configuration_plt import PLTConfig
 
-from ..messages import named
+from ..error_text import named
 from ..reading.checkpoint import DTYPES, StoredTensor
 
 

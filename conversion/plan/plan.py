@@ -14,7 +14,7 @@ from torch import Tensor
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
-from ..messages import named, some
+from ..error_text import named, some
 from ..reading.checkpoint import DTYPES, Checkpoint, StoredTensor
 from ..reading.fields import VANILLA_LOOP
 from ..reading.rope import check_rotary

@@ -7,7 +7,7 @@ from typing import Any
 
 from configuration_plt import PLTConfig
 
-from ..messages import named, shown, some
+from ..error_text import named, shown, some
 
 # published models have 2 to 4 loops, research up to a few dozen; one digit too many would run for hours
 MOST = {"num_loops": 1000, "num_hidden_layers": 10_000}

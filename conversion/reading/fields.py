@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
-from ..messages import named, shown
+from ..error_text import named, shown
 from .kinds_of_values import KINDS, Kind, equals, is_kind
 from .meaningless_fields import DEFAULTS, HARMLESS
 from .rope import check_rope

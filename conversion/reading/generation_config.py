@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from ..messages import shown
+from ..error_text import shown
 from .checkpoint import read_json
 from .kinds_of_values import KINDS, is_kind
 

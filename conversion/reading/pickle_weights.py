@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..messages import bytes_of, named, shown
+from ..error_text import bytes_of, named, shown
 from .checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
 
 PICKLE_FILE = "pytorch_model.bin"

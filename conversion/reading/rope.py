@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from configuration_plt import PLTConfig
 
-from ..messages import shown, some
+from ..error_text import shown, some
 from .kinds_of_values import KINDS, is_kind
 
 REQUIRED = {  # by rope type

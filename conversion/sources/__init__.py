@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from ..messages import shown
+from ..error_text import shown
 from ..source import Source
 
 

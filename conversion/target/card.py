@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
-from ..messages import one_line
+from ..error_text import one_line
 from ..plan.plan import Plan
 
 TAGS = ["plt", "looped-transformer", "parallel-loop-transformer"]

@@ -4,7 +4,7 @@
 import shutil
 from pathlib import Path
 
-from ..messages import bytes_of
+from ..error_text import bytes_of
 from ..reading.generation_config import FILE
 
 LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")

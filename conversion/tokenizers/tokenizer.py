@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from ..messages import named, shown
+from ..error_text import named, shown
 from ..reading.checkpoint import read_json
 from ..target.copied_files import home
 from .sentencepiece_model import build_sentencepiece, check_sentencepiece, find_sentencepiece

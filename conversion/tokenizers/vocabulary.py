@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from ..messages import named, shown
+from ..error_text import named, shown
 from ..reading.checkpoint import read_json
 
 SPARE = 1000  # unused ids that are always allowed, for added tokens; further ones up to the number of tokens

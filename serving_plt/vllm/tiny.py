@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
+from training_plt.data.byte_level_bpe import END, train_byte_level_bpe
 
-END = "<|end|>"
 VOCABULARY = 512
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
@@ -22,17 +21,8 @@ TEMPLATE = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A BPE of bytes, trained on a module of Python, with a chat template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     text = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
-    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    tokenizer = train_byte_level_bpe(text.splitlines(), VOCABULARY)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=TEMPLATE)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import randomize
 
 from command_plt.main import main
-from conversion_plt.messages import LONGEST_MESSAGE
+from conversion_plt.error_text import LONGEST_MESSAGE
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer_folders import write_files
 
 import conversion_plt.convert
-from conversion_plt.messages import bytes_of, named, one_line, shown, some
+from conversion_plt.error_text import bytes_of, named, one_line, shown, some
 from conversion_plt.reading.pickle_weights import read_pickle
 from conversion_plt.tokenizers.tokenizer import write_tokenizer
 from conversion_plt.tokenizers.vocabulary import check_vocabulary

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizer_folders import special, write_files
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-from conversion_plt.messages import LONGEST_MESSAGE
+from conversion_plt.error_text import LONGEST_MESSAGE
 from modeling_plt import PLTForCausalLM
 
 NESTED = json.loads("[" * 60 + "]" * 60)

@@ -13,12 +13,12 @@ import pytest
 from clean_process import run_in_clean_process
 from test_imports import FLOORS
 from tiny import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from command_plt.main import main
 from configuration_plt import PLTConfig
 from laboratory import tasks as experiments
+from training_plt.data.byte_level_bpe import END, train_byte_level_bpe
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -77,17 +77,9 @@ def of(*programs: str) -> list[str]:
 def folder(tmp_path_factory):
     """A tiny PLT and a tokenizer where `make demo` puts them."""
     folder = tmp_path_factory.mktemp("documents")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["def read(self): return self"], trainer)
+    tokenizer = train_byte_level_bpe(["def read(self): return self"], 300)
     saved = folder / "runs/demo/plt"
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
     fast.save_pretrained(saved)
     tiny_model(vocab_size=len(fast)).save_pretrained(saved)
     return folder

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from conversion_plt.messages import one_line
+from conversion_plt.error_text import one_line
 
 
 def parse(

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from configuration_plt import PLTConfig
+from conversion_plt.error_text import first_line
 from modeling_plt import PLTForCausalLM
 
 
@@ -50,7 +51,3 @@ def load_tokenizer_of(model: str, config: PLTConfig, revision: str = "main") -> 
 def load_to_train(model: str, config: PLTConfig) -> PLTForCausalLM:
     """The weights, in float32 whatever they are saved in: half precision would lose small steps."""
     return PLTForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

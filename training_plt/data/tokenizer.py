@@ -4,10 +4,11 @@
 from pathlib import Path
 
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..command.saved import first_line
+from conversion_plt.error_text import first_line
+
+from .byte_level_bpe import END, train_byte_level_bpe
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -27,12 +28,5 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def train_tokenizer(texts: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` tokens, the same one every time, and one more token for pads."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end, alphabet = "<|end|>", pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts["text"], trainer, length=len(texts))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token="<|pad|>")
+    tokenizer = train_byte_level_bpe(texts["text"], vocab_size)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token="<|pad|>")

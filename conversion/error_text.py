@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, values and sizes in messages: short and printable, whatever a source holds."""
+"""Names, values and sizes in sentences for people: short and printable, whatever a file or a library says."""
 
 import reprlib
 from collections.abc import Iterable
@@ -34,6 +34,11 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; further lines often give advice that does not fit."""
+    return str(error).strip().partition("\n")[0]
 
 
 def bytes_of(count: int) -> str:
