@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import sys
-import time
-import traceback
 from hashlib import sha256
 from pathlib import Path
 
@@ -120,38 +116,3 @@ def digests(folder):
     weights += [torch.load(file, weights_only=True) for file in folder.glob("*.bin")]
     flat = [tensor.flatten().view(torch.uint8) for tensors in weights for tensor in tensors.values()]
     return {sha256(tensor.numpy().tobytes()).hexdigest() for tensor in flat}
-
-
-def signalled(log, number, seconds, *arguments):
-    """Run the command in a fork, which imports nothing, and send it a signal; exit status and what it said."""
-    # a signal outside of the block `try` would run pytest on, in two processes
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    process, code = os.fork(), 1
-    if process == 0:
-        try:
-            code = run_signalled(log, mask, arguments)
-            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-        finally:
-            os._exit(code)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    time.sleep(seconds)
-    os.kill(process, number)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log.read_text()
-
-
-def run_signalled(log, mask, arguments):
-    """Run the command with the signals let through; exit status."""
-    code = 1
-    try:
-        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115, open until the process ends
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        plt_convert(*arguments)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else print(end.code) or 1
-    except BaseException:
-        # it can come before the command takes signals, and when all is done
-        if code and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            traceback.print_exc()
-    return code

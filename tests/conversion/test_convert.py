@@ -295,19 +295,6 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, capsys, m
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(conversion_plt.convert, "verify_files", interrupt)
-        assert refused(capsys, DATA / "ouro", tmp_path / "target") == "130"
-    assert capsys.readouterr().err.endswith("plt: interrupted\n")
-    assert not list(tmp_path.iterdir())
-    plt_convert(DATA / "ouro", tmp_path / "target")
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, capsys):
     assert "must be a folder or a hub id" in refused(capsys, tmp_path / "nowhere", tmp_path / "target")
     assert "`--revision` is for hub ids" in refused(capsys, DATA / "ouro", tmp_path / "target", "--revision", "main")

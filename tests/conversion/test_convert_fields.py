@@ -1,5 +1,6 @@
 """What a source's config says is checked where it is read: one sentence says what was expected, and what came."""
 
+import itertools
 import json
 
 import pytest
@@ -218,7 +219,7 @@ def test_ouro_that_reads_another_loop_out_is_refused(capsys, changed, fields):
     ],
     ids=lambda fields: next(iter(fields)),
 )
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_what_transformers_does_not_accept_is_one_sentence(capsys, changed, name, fields):
     assert_refused(capsys, changed(name, **fields))
 
@@ -250,10 +251,15 @@ ROPE = [
 ]
 
 
-@pytest.mark.parametrize("settings", ROPE, ids=str)
-@pytest.mark.parametrize("name", ["iquest_loop", "llama"])
-@pytest.mark.parametrize("form", ["rope_parameters", "rope_scaling"])
-def test_rope_settings_that_give_no_rotation_are_one_sentence(capsys, changed, name, settings, form):
+WAYS = itertools.product(["iquest_loop", "llama"], ["rope_parameters", "rope_scaling"])
+
+
+# each setting in one of the four ways in which it comes
+@pytest.mark.parametrize(
+    "settings, way", list(zip(ROPE, itertools.cycle(WAYS), strict=False)), ids=lambda part: str(part)[:60]
+)
+def test_rope_settings_that_give_no_rotation_are_one_sentence(capsys, changed, settings, way):
+    name, form = way
     assert "rope" in assert_refused(capsys, changed(name, **{"rope_parameters": None, form: settings}))
 
 
@@ -337,54 +343,31 @@ WRITTEN_BY_TRANSFORMERS = {
     "_flash_attn_2_enabled": True,
     "_model_name_or_path": "somebody/something",
     "_name_or_path": "somebody/something",
-    "add_cross_attention": False,
     "attn_implementation": "flash_attention_2",
     "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "decoder_start_token_id": None,
     "diversity_penalty": 0.0,
     "do_sample": False,
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
     "finetuning_task": "text",
-    "forced_bos_token_id": None,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "is_decoder": False,
-    "is_encoder_decoder": False,
     "label2id": {"LABEL_0": 0, "LABEL_1": 1},
     "length_penalty": 1.0,
     "max_length": 20,
     "min_length": 0,
-    "no_repeat_ngram_size": 0,
     "num_beam_groups": 1,
     "num_beams": 1,
     "num_return_sequences": 1,
     "output_attentions": True,
     "output_hidden_states": True,
-    "output_scores": False,
-    "prefix": None,
     "problem_type": "regression",
     "pruned_heads": {},
-    "remove_invalid_values": False,
     "repetition_penalty": 1,
     "return_dict": True,
-    "return_dict_in_generate": False,
-    "sep_token_id": None,
-    "suppress_tokens": None,
-    "task_specific_params": None,
     "temperature": 1.0,
-    "tf_legacy_loss": False,
-    "tie_encoder_decoder": False,
     "tokenizer_class": "LlamaTokenizer",
     "top_k": 50,
     "top_p": 1.0,
-    "torchscript": False,
     "transformers_weights": "model.safetensors",
     "typical_p": 1.0,
-    "use_bfloat16": False,
 }
 
 

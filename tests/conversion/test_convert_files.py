@@ -192,6 +192,7 @@ def test_licenses_are_files_of_the_source(ouro, tmp_path, capsys):
     (ouro / "LICENSE.link").symlink_to(tmp_path / "secret")
     (ouro / "LICENSE.device").symlink_to("/dev/null")
     (ouro / "LICENSE.nowhere").symlink_to("nowhere")
+    (ouro / "LICENSE.loop").symlink_to("LICENSE.loop")
     (ouro / "LICENSE.inside").symlink_to("LICENSE")
     (ouro / "LICENSE").write_text("the license")
     with open(ouro / "NOTICE", "wb") as file:
@@ -204,7 +205,8 @@ def test_licenses_are_files_of_the_source(ouro, tmp_path, capsys):
         "`LICENSES` was not copied: it is not a file.",
         f"`LICENSE.link` was not copied: it is a link out of the source, to {tmp_path / 'secret'}.",
         "`LICENSE.device` was not copied: it is not a file.",
-        "`LICENSE.nowhere` was not copied",
+        "`LICENSE.nowhere` was not copied: it is not a file.",
+        "`LICENSE.loop` was not copied: it is not a file.",
         "`NOTICE` was not copied: it is of 10.0 MB",
     ):
         assert sentence in output and sentence in (tmp_path / "target" / "README.md").read_text()

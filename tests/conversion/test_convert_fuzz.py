@@ -19,55 +19,13 @@ from conversion_plt.error_text import LONGEST_MESSAGE
 from modeling_plt import PLTForCausalLM
 
 NESTED = json.loads("[" * 60 + "]" * 60)
-ODD = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    -1,
-    2,
-    3,
-    7,
-    0.5,
-    1e-300,
-    1e308,
-    float("nan"),
-    float("inf"),
-    2**31,
-    2**63,
-    2**64,
-    10**30,
-]
-ODD += [
-    10**400,
-    "",
-    "3",
-    "false",
-    "x" * 20_000,
-    "a\nb",
-    "\ud800",
-    "\x00",
-    [],
-    [1],
-    [True, 0],
-    ["a", 0],
-    [None],
-    NESTED,
-]
+ODD = [None, True, False, 0, 1, -1, 2, 3, 7, 0.5, 1e-300, 1e308, float("nan"), float("inf")]
+ODD += [2**31, 2**63, 2**64, 10**30, 10**400, "", "3", "false", "x" * 20_000, "a\nb", "\ud800", "\x00"]
+ODD += [[], [1], [True, 0], ["a", 0], [None], NESTED]
 ODD += [{}, {"a": 1}, {"rope_type": "yarn"}, {"rope_type": "llama3", "factor": 8.0}, {"type": "linear", "factor": "2"}]
-NAMES = [
-    "self",
-    "cls",
-    "config_dict",
-    "kwargs",
-    "layer_types",
-    "rope_parameters",
-    "rope_scaling",
-    "quantization_config",
-]
-NAMES += ["sliding_window", "partial_rotary_factor", "attn_implementation", "per_layer_config", "get_text_config"]
-NAMES += ["early_exit_step", "num_key_value_heads", "head_dim", "eos_token_id", "x" * 20_000, "a\nb", ""]
+NAMES = ["self", "cls", "config_dict", "kwargs", "layer_types", "rope_parameters", "rope_scaling", "sliding_window"]
+NAMES += ["quantization_config", "partial_rotary_factor", "attn_implementation", "per_layer_config", "head_dim"]
+NAMES += ["get_text_config", "early_exit_step", "num_key_value_heads", "eos_token_id", "x" * 20_000, "a\nb", ""]
 TOKENS = {"<|end|>": 0, "a": 1, "b": 2, "ab": 3, "c": 4}
 
 

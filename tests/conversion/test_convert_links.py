@@ -59,10 +59,3 @@ def test_a_target_at_or_below_a_link_to_itself_is_refused(source, tmp_path, name
 def test_a_source_that_is_a_link_to_itself_is_refused(tmp_path):
     with pytest.raises(ValueError, match="SOURCE must be a folder"):
         attempt(link(tmp_path / "loop", "loop"))
-
-
-@pytest.mark.parametrize("to", ["LICENSE", "nothing"])
-def test_a_license_that_is_a_link_to_nowhere_is_left_out_with_a_sentence(source, to):
-    link(source / "LICENSE", to)
-    attempt(source, expected=source / "expected.safetensors")
-    assert "`LICENSE` was not copied: it is not a file." in (source.parent / "target" / "README.md").read_text()

@@ -4,8 +4,6 @@
 code computed from it in float32.
 """
 
-import json
-
 import pytest
 import torch
 from converting import DATA, copy_source, logits_in_clean_process
@@ -17,37 +15,14 @@ from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate"]
-SAME_NAME = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-]
 
 
-def load_published(name, **overrides):
-    source = json.loads((DATA / name / "config.json").read_text())
-    left, _ = source["plt_window_size"]
-    fields = {field: source[field] for field in SAME_NAME} | {
-        "rope_parameters": {"rope_type": "default", "rope_theta": source["rope_theta"]},
-        "num_loops": source["plt_num_loops"],
-        "sliding_window": left + 1,  # theirs counts the keys to the left of the token
-        "embedding_scale": source["plt_emb_scale"],
-        "hidden_scale": source["plt_hidden_scale"],
-        "loop_norm": source["plt_normalize_per_loop"],
-        "gate_input": "hidden" if source["plt_gate_use_hidden_states"] else "query",
-    }
-    model = PLTForCausalLM(PLTConfig(**(fields | overrides))).eval()
-    model.load_state_dict(load_file(DATA / name / "model.safetensors"), strict=True)
-    return model, load_file(DATA / name / "expected.safetensors")
+def load_directly(folder, **overrides):
+    """The model that `from_pretrained` makes of a published folder; nothing may be missing or left over."""
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **overrides)
+    assert not any(report.values()), report
+    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
+    return model.eval()
 
 
 def error(model, expected, chunk=23):
@@ -62,10 +37,9 @@ def error(model, expected, chunk=23):
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("chunk", [23, 1, 6], ids=["forward", "decode", "chunks"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_logits_are_reproduced(name, chunk, attn_implementation):
-    model, expected = load_published(name)
-    model.set_attn_implementation(attn_implementation)
-    assert error(model, expected, chunk) < 1e-4  # measured: 1e-5, float32
+def test_published_weights_load_directly_and_give_the_published_logits(name, chunk, attn_implementation):
+    model = load_directly(DATA / name, attn_implementation=attn_implementation)
+    assert error(model, load_file(DATA / name / "expected.safetensors"), chunk) < 1e-4  # measured: 1e-5, float32
 
 
 @pytest.mark.parametrize(
@@ -75,15 +49,7 @@ def test_published_logits_are_reproduced(name, chunk, attn_implementation):
 )
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_logits_tell_a_wrong_setting(name, wrong):
-    assert error(*load_published(name, **wrong)) > 1e-3
-
-
-def load_directly(folder):
-    """The model that `from_pretrained` makes of a published folder; nothing may be missing or left over."""
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(report.values()), report
-    assert type(model) is PLTForCausalLM and type(model.config) is PLTConfig
-    return model.eval()
+    assert error(load_directly(DATA / name, **wrong), load_file(DATA / name / "expected.safetensors")) > 1e-3
 
 
 def write_second_name(file):
@@ -92,11 +58,6 @@ def write_second_name(file):
     renamed = {name.replace(".plt_gate.", ".loop_gate_proj."): tensor for name, tensor in tensors.items()}
     assert renamed.keys() != tensors.keys()
     save_file(renamed, file, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_weights_load_directly(name):
-    assert error(load_directly(DATA / name), load_file(DATA / name / "expected.safetensors")) < 1e-4
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
