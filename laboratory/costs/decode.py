@@ -11,7 +11,7 @@ from measuring_plt.models import SharedWeights
 from measuring_plt.rows import LOOPED_ROWS, Row
 from measuring_plt.turns import WARMUP_ROUNDS
 
-from ..timing import measure_rows, parallel_efficiency
+from ..timing import by_loops, measure_rows
 from .bandwidth import read_bandwidth
 from .step_bytes import step_bytes
 
@@ -36,23 +36,6 @@ def measure_decoding(
 
 
 def measure_loops(weights: SharedWeights, batch_size: int, context: int, rounds: int) -> pd.DataFrame:
-    """One point, all loop counts in the same rounds; one loop is the plain row and stands under both kinds.
-
-    Parallel efficiency is the median of the rounds'.
-    """
-    loops = pd.DataFrame(
-        [(kind, row.num_loops, row.name) for kind, rows in LOOPED_ROWS.items() for row in rows],
-        columns=["kind", "loops", "row"],
-    )
+    """One point, all loop counts in the same rounds."""
     rows = list({row.name: row for rows in LOOPED_ROWS.values() for row in rows}.values())
-    timed = measure_decoding(weights, rows, [batch_size], [context], rounds)
-    by_round = timed.set_index("row")["ms per token, by round"].map(pd.Series)
-    efficiency = {
-        together.name: parallel_efficiency(
-            by_round[in_turn.name], by_round[together.name], together.num_loops
-        ).median()
-        for together, in_turn in zip(*LOOPED_ROWS.values(), strict=True)
-    }
-    table = loops.merge(timed, on="row")
-    found = table["row"].map(efficiency).where(table["kind"] == "PLT")
-    return table.drop(columns=["row", "passes"]).assign(**{"parallel efficiency": found})
+    return by_loops(measure_decoding(weights, rows, [batch_size], [context], rounds))

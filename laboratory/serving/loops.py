@@ -9,11 +9,9 @@ from measuring_plt.rows import LOOPED_ROWS
 
 from ..plots import plot, plot_loops
 from ..report import Section
-from ..timing import parallel_efficiency, ratios_to_plain
+from ..timing import EFFICIENCY, TOGETHER, at_point, by_loops
 
-TOGETHER, IN_TURN = LOOPED_ROWS
 ROWS = {row.name for rows in LOOPED_ROWS.values() for row in rows}
-EFFICIENCY = "parallel efficiency"
 
 
 def loops_section(times: dict[int, pd.DataFrame], context: int, headline: str) -> Section:
@@ -22,8 +20,11 @@ def loops_section(times: dict[int, pd.DataFrame], context: int, headline: str) -
     Args:
         times: milliseconds by batch, a line per round and a column for each of `ROWS`.
     """
-    table = pd.concat([lines(batch, context, milliseconds) for batch, milliseconds in times.items()])
-    table = table.reset_index(drop=True)
+    points = [
+        by_loops(at_point(milliseconds, {"batch": batch, "context": context}, "ms per token"))
+        for batch, milliseconds in times.items()
+    ]
+    table = pd.concat(points, ignore_index=True)
     notes = [
         "Parallel efficiency: time of L loops in turn over L times that of one pass; 1 / L if a pass takes as long as "
         "the loops in turn, about 1 if as long as one loop. It is the median of the rounds, as are ratios and ms.",
@@ -32,23 +33,6 @@ def loops_section(times: dict[int, pd.DataFrame], context: int, headline: str) -
     for batch, lines_of_batch in table.groupby("batch"):
         figures[f"latency_by_loops_batch_{batch}"] = plot_loops(lines_of_batch.reset_index(drop=True), headline).figure
     return Section("loops", "Decoding by loops", table, notes, figures)
-
-
-def lines(batch: int, context: int, milliseconds: pd.DataFrame) -> pd.DataFrame:
-    """A line for each kind and number of loops; one loop is plain and stands under both kinds."""
-    ratios = ratios_to_plain(milliseconds)
-    found = []
-    for kind, rows in LOOPED_ROWS.items():
-        for row, in_turn in zip(rows, LOOPED_ROWS[IN_TURN], strict=True):
-            times = milliseconds[row.name]
-            efficiency = parallel_efficiency(milliseconds[in_turn.name], times, row.num_loops)
-            line = {"kind": kind, "loops": row.num_loops, "batch": batch, "context": context}
-            line |= {"ms per token": times.median(), "min": times.min(), "max": times.max()}
-            line |= {"ratio to plain": ratios[row.name].median(), "ms per token, by round": times.tolist()}
-            if kind == TOGETHER:
-                line |= {EFFICIENCY: efficiency.median(), f"{EFFICIENCY}, by round": efficiency.tolist()}
-            found.append(line)
-    return pd.DataFrame(found)
 
 
 def plot_efficiency(table: pd.DataFrame, headline: str) -> Figure:

@@ -4,6 +4,8 @@ import itertools
 import json
 import re
 import statistics
+from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -16,7 +18,7 @@ from laboratory.costs.decode import measure_decoding
 from laboratory.costs.peak_memory import PHASES
 from laboratory.costs.train import training_step
 from laboratory.plots import plot_loops_and_bound, plot_prefill
-from laboratory.report import Section, cell, records, write
+from laboratory.report import Section, cell, records, write, write_whole
 from laboratory.timing import measure_rows
 from measuring_plt.filled_cache import fill, new_cache
 from measuring_plt.greedy import TOKENS, greedy_steps
@@ -184,6 +186,15 @@ def test_json_keeps_every_digit_and_has_no_nan():
     assert json.dumps(records(table)) == json.dumps(
         [{"a": 1, "b": 1 / 3, "c": [0.1]}, {"a": 2, "b": None, "c": [0.2]}]
     )
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "table.md"
+    write_whole(file, "old")
+    monkeypatch.setattr(Path, "rename", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
 
 
 def test_published_ratios_stand_next_to_the_measured_ones(results):
