@@ -20,7 +20,7 @@ from modeling_plt.packed import Memory, pack_weights
 from . import memory_formulas as formulas
 from .alone import can_measure, measure_bytes, run_alone
 from .cache_bytes import theory
-from .train import training_step
+from .many_tokens import training_step
 
 TOKENS = 4  # decoded after the prompt
 SUM, BOUND = "sum", "bound"  # a formula of everything, and of what is there at least

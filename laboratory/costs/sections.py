@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from measuring_plt.greedy import all_logits, first_token
 from measuring_plt.models import SharedWeights
 from measuring_plt.rows import PUBLISHED, PUBLISHED_CACHE, PUBLISHED_MS, Row
 
@@ -13,8 +14,7 @@ from ..report import Section
 from . import decode, peak_memory
 from .alone import how_measured
 from .cache_bytes import measure_cache
-from .prefill import measure_prefill, measure_scoring
-from .train import measure_training
+from .many_tokens import measure_many_tokens, training_step
 from .window_masks import measure_masks
 
 PASSES = "Passes: of the plain row's layers, per token."
@@ -80,7 +80,9 @@ def loops_section(run: Run) -> Section:
 
 
 def prefill_section(run: Run) -> Section:
-    table = measure_prefill(run.weights, run.rows, run.prompt, run.rounds)
+    table = measure_many_tokens(
+        run.weights, run.rows, "prompt", run.prompt, run.rounds, first_token, "ms to first token", 1
+    )
     note = (
         f"{run.rounds} rounds. In each, a row fills a new cache with the prompt, batch 1, and picks the next token. "
         f"{PASSES}"
@@ -91,7 +93,9 @@ def prefill_section(run: Run) -> Section:
 
 
 def score_section(run: Run) -> Section:
-    table = measure_scoring(run.weights, run.rows, run.prompt, run.rounds)
+    table = measure_many_tokens(
+        run.weights, run.rows, "prompt", run.prompt, run.rounds, all_logits, "ms to all logits", 0
+    )
     note = (
         f"{run.rounds} rounds. In each, a row computes all logits of the prompt, batch 1, without a cache. Nothing is "
         f"pruned: every loop computes every position. {PASSES}"
@@ -100,7 +104,9 @@ def score_section(run: Run) -> Section:
 
 
 def train_section(run: Run) -> Section:
-    table = measure_training(run.weights, run.rows, run.tokens, run.rounds)
+    table = measure_many_tokens(
+        run.weights, run.rows, "tokens", [run.tokens], run.rounds, training_step, "ms per step", 0
+    )
     note = (
         f"{run.rounds} rounds. A step is forward with loss and backward of one row of tokens, and freeing the "
         f"gradients; no optimizer, no checkpointing. Its memory is in the table of memory. {PASSES}"

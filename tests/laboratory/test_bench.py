@@ -15,8 +15,8 @@ import torch
 from command_plt.main import main
 from laboratory.costs.cache_bytes import measured, theory
 from laboratory.costs.decode import measure_decoding
+from laboratory.costs.many_tokens import training_step
 from laboratory.costs.peak_memory import PHASES
-from laboratory.costs.train import training_step
 from laboratory.plots import plot_loops_and_bound, plot_prefill
 from laboratory.report import Section, cell, records, write, write_whole
 from laboratory.timing import measure_rows

@@ -9,8 +9,8 @@ from torch import nn
 
 from laboratory.costs.arithmetic import multiplications, with_bound
 from laboratory.costs.decode import measure_decoding
+from laboratory.costs.many_tokens import training_step
 from laboratory.costs.step_bytes import step_bytes
-from laboratory.costs.train import training_step
 from measuring_plt.greedy import all_logits, first_token
 from measuring_plt.models import Setup, SharedWeights, empty_model, random_ids
 from measuring_plt.rows import PLAIN, ROWS
