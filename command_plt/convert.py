@@ -27,10 +27,11 @@ def convert(
     revision: Revision = None,
     loops: Annotated[
         int | None,
-        typer.Option(parser=integer, metavar="N", help="Run a plain source as a loop of its whole stack."),
+        typer.Option(parser=integer, metavar="N", help="Number of loops of a plain source over its whole stack."),
     ] = None,
     expected: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Safetensors with `input_ids` and `logits` to reproduce.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Safetensors with `input_ids` and the `logits` to reproduce."),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="FIELD...", help="Fields of the source's config to leave out.")
@@ -41,12 +42,14 @@ def convert(
     keep_nan: Annotated[bool, typer.Option("--keep-nan", help="Accept weights that hold NaN or infinity.")] = False,
     to_plt: Annotated[
         bool,
-        typer.Option("--to-plt", help="Switch shift, shared KV and gated window on; what follows needs it."),
+        typer.Option("--to-plt", help="Switch shift, shared KV and gated window on; the options below need it."),
     ] = False,
     window: Annotated[
         int | None,
         typer.Option(
-            parser=integer, metavar="N", help="Keys a later loop sees of its own [default: the source's, or 64]."
+            parser=integer,
+            metavar="N",
+            help="Number of own keys that a later loop sees [default: the source's, or 64].",
         ),
     ] = None,
     embedding_scale: Annotated[
@@ -54,11 +57,13 @@ def convert(
         typer.Option(parser=number, metavar="X", help="Weight of the embedding in a later loop's input."),
     ] = None,
     hidden_scale: Annotated[
-        float | None, typer.Option(parser=number, metavar="X", help="Weight of the previous loop's state in it.")
+        float | None,
+        typer.Option(parser=number, metavar="X", help="Weight of the previous loop's state in a later loop's input."),
     ] = None,
-    learned_scales: Annotated[bool | None, typer.Option(help="Make both parameters, or not.")] = None,
+    learned_scales: Annotated[bool | None, typer.Option(help="Make the two scales parameters, or numbers.")] = None,
     gate_start: Annotated[
-        float | None, typer.Option(parser=number, metavar="X", help="Weight of the shared KV in new gates.")
+        float | None,
+        typer.Option(parser=number, metavar="X", help="Weight of the shared KV where a gate is new."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to measure the distance to the source on.")

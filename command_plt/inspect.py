@@ -10,10 +10,7 @@ Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag 
 
 
 def inspect(source: Source, revision: Revision = None) -> None:
-    """Say what a checkpoint is and what it would become.
-
-    Reads no weights.
-    """
+    """Say what a checkpoint is and what it would become, without reading its weights."""
     from conversion_plt.inspection import inspect
 
     print(inspect(source, revision))
