@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
@@ -68,6 +69,15 @@ def test_a_file_with_more_behind_its_end_is_refused(source):
     file = source / "part-1.safetensors"
     file.write_bytes(file.read_bytes() + b"0" * 8)
     assert_refused(source, "part-1.safetensors is truncated or corrupt")
+
+
+@pytest.mark.parametrize("dtype, name", [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int64, "I64")])
+def test_other_dtypes_than_those_of_weights_are_refused(source, dtype, name):
+    file = source / "part-1.safetensors"
+    tensors = load_file(file)
+    first = next(iter(tensors))
+    save_file(tensors | {first: tensors[first].to(dtype)}, file, metadata={"format": "pt"})
+    assert_refused(source, f"`{first}` in part-1.safetensors has dtype {name}; supported are F64, F32, F16, BF16")
 
 
 def test_removed_files_are_refused(source):
