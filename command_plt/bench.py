@@ -75,7 +75,7 @@ SHARED = {
     "threads": Threads,
     "output": Output,
 }
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "size": "0.5b",
     "attn_implementation": "sdpa",
     "output": Path("runs/bench"),
@@ -109,7 +109,8 @@ def add(name: str, sections: tuple[str, ...], help: str, **options: Any) -> None
         inspect.Parameter(key, keyword, annotation=kind, default=DEFAULTS.get(key))
         for key, kind in (options | SHARED).items()
     ]
-    command.__signature__ = inspect.Signature([inspect.signature(command).parameters["ctx"], *parameters])
+    given = [inspect.signature(command).parameters["ctx"], *parameters]
+    command.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
     app.command(name, cls=ListsCommand, help=help)(command)
 
 
@@ -197,9 +198,10 @@ def fit(ctx: typer.Context, output: Output = DEFAULTS["output"]) -> None:
 def products(
     ctx: typer.Context,
     names: Annotated[
-        list[str], option("--products", "NAME...", "Products; onnxruntime needs the extra `tools`.", one_of(PRODUCTS))
-    ] = NEED_NOTHING,
-    counts: Annotated[list[int], option("--row-counts", "N...", "Rows of a product: loops times batch.")] = ROW_COUNTS,
+        list[str],
+        option("--products", "NAME...", "Products; onnxruntime needs the extra `tools`.", one_of(PRODUCTS)),
+    ] = NEED_NOTHING,  # type: ignore[assignment]  # a tuple, which typer makes a list of
+    counts: Annotated[list[int], option("--row-counts", "N...", "Rows of a product: loops times batch.")] = ROW_COUNTS,  # type: ignore[assignment]
     rounds: Annotated[int, option("--rounds", "N", "Timed rounds, after the warm-up.")] = 9,
     size: Size = DEFAULTS["size"],
     dtype: Annotated[

@@ -2,7 +2,7 @@
 """`plt convert`: a published checkpoint becomes a folder that loads as a Parallel Loop Transformer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from .options import ListsCommand, integer, number
 class ConvertCommand(ListsCommand):
     """Its help ends with the sources, which take seconds to import."""
 
-    def format_epilog(self, ctx: typer.Context, formatter) -> None:
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from conversion_plt.sources import all_sources
 
         with formatter.section("Sources, by the `model_type` of their config"):
@@ -77,7 +77,7 @@ def convert(
     from conversion_plt.convert import convert as run
     from conversion_plt.plan.to_plt import PLTStart
 
-    start = {
+    start: dict[str, Any] = {
         "sliding_window": window,
         "embedding_scale": embedding_scale,
         "hidden_scale": hidden_scale,

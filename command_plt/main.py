@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 from conversion_plt.error_text import one_line
 
@@ -72,7 +73,8 @@ def run(arguments: list[str]) -> None:
     except typer.TyperException as error:
         message = one_line(ValueError(error.format_message())).removesuffix(".")
         # an option at the end without its value is refused outside of any subcommand
-        path = error.ctx.command_path if error.ctx else "plt"
+        context_of: Any = getattr(error, "ctx", None)
+        path = context_of.command_path if context_of else "plt"
         say_and_exit(f"{message}. See `{path} --help`.", error.exit_code)
 
 

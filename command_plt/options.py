@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 class ListsCommand(TyperCommand):
     """A command whose lists take their values after one name, `--rows loop-2 plt-2`, or after several."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for param in self.params if param.multiple for name in param.opts}
         spread: list[str] = []
         name = None

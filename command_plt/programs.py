@@ -35,7 +35,7 @@ class Program(NamedTuple):
         if self.extra is None:
             return []
         lines = [line for line in requires(PACKAGE) or () if line.endswith(f'extra == "{self.extra}"')]
-        return [name for name in (re.match(r"[\w.-]+", line)[0] for line in lines) if not is_installed(name)]
+        return [name for name in (re.split(r"[^\w.-]", line)[0] for line in lines) if not is_installed(name)]
 
 
 def is_installed(package: str) -> bool:

@@ -2,6 +2,7 @@
 """`plt transformers`: the command `transformers`, for PLT too."""
 
 import sys
+from typing import Any
 
 
 def main(arguments: list[str]) -> None:
@@ -9,12 +10,13 @@ def main(arguments: list[str]) -> None:
 
     It takes the arguments as they are: `plt transformers serve FOLDER --host 127.0.0.1`.
     """
-    import transformers
+    import transformers as library
     from transformers.cli.transformers import main as run
 
     import modeling_plt
 
     # `serve` looks for a model's class by its name in the module, and there only
+    transformers: Any = library
     transformers.PLTForCausalLM = modeling_plt.PLTForCausalLM
     sys.argv = ["plt transformers", *arguments]
     run()

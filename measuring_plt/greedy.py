@@ -2,6 +2,7 @@
 """The timed parts of a model: a few decoded tokens, the first one after a prompt, or all logits of a prompt."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -16,7 +17,8 @@ TOKENS = 4  # decoded per row and round
 def compiled_step(model: PreTrainedModel) -> Callable:
     """One graph of the model's forward, replayed as a CUDA graph where there is a GPU."""
     # each row of the table is another graph of the same code
-    return torch.compile(model.forward, fullgraph=True, dynamic=False, isolate_recompiles=True, mode="reduce-overhead")
+    options: dict[str, Any] = {"isolate_recompiles": True}  # which torch's overloads do not list
+    return torch.compile(model.forward, fullgraph=True, dynamic=False, mode="reduce-overhead", **options)
 
 
 @torch.inference_mode()

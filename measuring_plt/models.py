@@ -34,6 +34,7 @@ class Setup:
     @property
     def packed_dtype(self) -> torch.dtype | None:
         """The dtype that `pack_weights` takes."""
+        assert self.packed is not None
         return None if self.packed == "same" else getattr(torch, self.packed)
 
 
@@ -78,7 +79,8 @@ class SharedWeights:
         model.load_state_dict({name: self.tensors[name] for name in names}, strict=True, assign=True)
         model.tie_weights()
         # its frequencies are no part of the weights
-        model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(self.setup.device)
+        rotary = LlamaRotaryEmbedding(model.config)  # type: ignore[arg-type]  # of either kind
+        model.model.rotary_emb = rotary.to(self.setup.device)
         return model.eval()
 
     def build_for_decoding(self, row: Row) -> PreTrainedModel:

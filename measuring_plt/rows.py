@@ -2,6 +2,7 @@
 """The rows of every table: the paper's ablation, and what it is measured against."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 LOOP = {"loop_shift": False, "loop_attention": "own"}
 SHIFT = {"loop_shift": True, "loop_attention": "own"}
@@ -24,12 +25,12 @@ class Row:
     name: str
     meaning: str
     num_loops: int
-    mechanisms: dict[str, bool | str] = field(hash=False)
+    mechanisms: dict[str, Any] = field(hash=False)
     depth: int = 1
     is_llama: bool = False
 
     @property
-    def fields(self) -> dict[str, bool | int | str]:
+    def fields(self) -> dict[str, Any]:
         """The fields of PLTConfig but the number of layers."""
         return {"num_loops": self.num_loops} | self.mechanisms
 

@@ -71,6 +71,7 @@ def bytes_of_layer(config: PLTConfig, stage: Stage, bf16: bool) -> tuple[float, 
 
     Autocast makes a copy of its input for each of the projections.
     """
+    assert config.head_dim is not None  # filled in
     d, f, window = config.hidden_size, config.intermediate_size, config.sliding_window
     q, k = config.num_attention_heads * config.head_dim, key_size(config)
     size, casts = (2, 3) if bf16 else (4, 0)
@@ -86,4 +87,5 @@ def bytes_of_layer(config: PLTConfig, stage: Stage, bf16: bool) -> tuple[float, 
 
 
 def key_size(config: PLTConfig) -> int:
+    assert config.num_key_value_heads is not None and config.head_dim is not None  # filled in
     return config.num_key_value_heads * config.head_dim

@@ -21,7 +21,7 @@ from conversion_plt.error_text import one_line
 
 
 def parse(
-    command: str, description: str | None, classes: tuple[type, ...], arguments: list[str] | None = None
+    command: str, description: str | None, classes: tuple[Any, ...], arguments: list[str] | None = None
 ) -> tuple[Any, ...]:
     """One instance of each dataclass; a wrong argument ends the program with one sentence.
 
@@ -31,7 +31,7 @@ def parse(
         classes: dataclasses such as `TrainingArguments`; no two have a field of the same name.
         arguments: flags, after an optional YAML file of fields and values, which flags override; default: `sys.argv`.
     """
-    parser = Parser(classes, prog=command, description=description, formatter_class=Formatter)
+    parser = Parser(list(classes), prog=command, description=description, formatter_class=Formatter)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and arguments[0].endswith((".yaml", ".yml")):

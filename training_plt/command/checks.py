@@ -10,6 +10,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from configuration_plt import PLTConfig
 
+from ..trainer.arguments import folder_of
+
 
 def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: str | None) -> None:
     """Check what a run needs besides data.
@@ -24,13 +26,13 @@ def refuse_what_cannot_run(arguments: TrainingArguments, attn_implementation: st
             f"A process must have one GPU, got {arguments.n_gpu}: start one for each by `accelerate launch`, or set "
             "`CUDA_VISIBLE_DEVICES`."
         )
-    missing = sorted(set(arguments.report_to) - set(get_available_reporting_integrations()))
+    missing = sorted(set(arguments.report_to or ()) - set(get_available_reporting_integrations()))
     if missing:
         raise ValueError(f"`--report-to` must be trackers that are installed, got {', '.join(missing)}.")
     if attn_implementation == "flex_attention" and arguments.device.type == "cpu":
         raise NotImplementedError("`--attn-implementation flex_attention` needs a GPU: on a CPU it has no backward.")
     if arguments.process_index == 0:
-        refuse_unwritable(Path(arguments.output_dir or "."))
+        refuse_unwritable(folder_of(arguments))
 
 
 def refuse_unwritable(folder: Path) -> None:

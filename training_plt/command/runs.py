@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, SchedulerType, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from configuration_plt import PLTConfig
 
@@ -67,7 +68,8 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
 
 def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
     """What the card says of a run that has been evaluated at its end."""
-    model, state = trainer.model, trainer.state
+    args, state = trainer.args, trainer.state
+    model: Any = trainer.model
     losses = [entry for entry in state.log_history if "loss" in entry]
     return {
         "parameters": f"{model.num_parameters():,}",
@@ -78,8 +80,8 @@ def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
         "steps": state.global_step,
         "last training loss": f"{losses[-1]['loss']:.4f}" if losses else "not logged",
         "held-out loss, nats per token": f"{last_evaluation(trainer)['eval_loss']:.4f}",
-        "optimizer": f"{trainer.args.optim.value}, weight decay {trainer.args.weight_decay}",
-        "learning rate": f"{trainer.args.learning_rate}, {trainer.args.lr_scheduler_type.value}",
-        "seed": trainer.args.seed,
+        "optimizer": f"{OptimizerNames(args.optim).value}, weight decay {args.weight_decay}",
+        "learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
+        "seed": args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }

@@ -29,7 +29,7 @@ def load_config(model: str, revision: str = "main") -> PLTConfig:
     return config
 
 
-def load_tokenizer_of(model: str, config: PLTConfig, revision: str = "main") -> PreTrainedTokenizerBase:
+def load_tokenizer_of(model: str, vocab_size: int, revision: str = "main") -> PreTrainedTokenizerBase:
     """The tokenizer of the same folder or hub id.
 
     Raises:
@@ -40,9 +40,9 @@ def load_tokenizer_of(model: str, config: PLTConfig, revision: str = "main") -> 
     except (OSError, ValueError) as error:
         raise ValueError(f"The model must come with its tokenizer, got {model} without: {first_line(error)}") from None
     highest = max(tokenizer.get_vocab().values(), default=-1)
-    if not 0 <= highest < config.vocab_size:
+    if not 0 <= highest < vocab_size:
         raise ValueError(
-            f"The tokenizer must have ids from 0 to {config.vocab_size - 1}, as the model has embeddings, got "
+            f"The tokenizer must have ids from 0 to {vocab_size - 1}, as the model has embeddings, got "
             f"{'none' if highest < 0 else f'ids up to {highest}'}: {model}."
         )
     return tokenizer

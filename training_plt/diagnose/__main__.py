@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     with refusing():
         config = load_config(args.model)
         refuse_states_before_others(config)
-        sequences = read_sequences(args, config, load_tokenizer_of(args.model, config))
+        sequences = read_sequences(args, config, load_tokenizer_of(args.model, config.vocab_size))
     model = PLTForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(args.device).eval()
     results = diagnose(model, tqdm(sequences, unit="sequence"))
 

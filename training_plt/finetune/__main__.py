@@ -31,6 +31,7 @@ from ..command.cards import write_card
 from ..command.checks import refuse_what_cannot_run
 from ..command.ending import say_what_was_made
 from ..command.saved import load_config, load_tokenizer_of
+from ..trainer.arguments import folder_of
 from ..trainer.decay import SpareGatesAndScales
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -69,7 +70,7 @@ def prepare(
     checkpoint = find_checkpoint(args)
     refuse_what_cannot_run(args, base.attn_implementation)
     config = load_config(base.model_name_or_path, base.model_revision)
-    tokenizer = load_tokenizer_of(base.model_name_or_path, config, base.model_revision)
+    tokenizer = load_tokenizer_of(base.model_name_or_path, config.vocab_size, base.model_revision)
     check_chat_format(tokenizer, args)
     chats = load_messages(chat_arguments.dataset, "train")
     eval_chats = load_messages(chat_arguments.eval_dataset, "test") if chat_arguments.eval_dataset else None
@@ -127,29 +128,33 @@ def load_model(base: BaseArguments, quantized: bool) -> PLTForCausalLM:
 def question_of(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
     """A chat as text, up to where the assistant first answers."""
     first = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
-    return tokenizer.apply_chat_template(messages[:first], tokenize=False, add_generation_prompt=True)
+    return str(tokenizer.apply_chat_template(messages[:first], tokenize=False, add_generation_prompt=True))
 
 
 def save_merged(trainer: SFTTrainer, base: BaseArguments, folder: Path) -> None:
     """Save base and adapter as one PLT; the base is read again, as in training it may be quantized or sharded."""
-    trained, model = trainer.model.get_base_model(), load_model(base, quantized=False)
+    adapted: Any = trainer.model
+    trained, model = adapted.get_base_model(), load_model(base, quantized=False)
     for config in ("config", "generation_config"):  # TRL has set the tokens that end and pad chats
         for name in ("eos_token_id", "pad_token_id"):
             setattr(getattr(model, config), name, getattr(getattr(trained, config), name))
-    PeftModel.from_pretrained(model, trainer.args.output_dir).merge_and_unload().save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
-    shutil.copy(Path(trainer.args.output_dir) / "loss.png", folder)
+    PeftModel.from_pretrained(model, folder_of(trainer.args)).merge_and_unload().save_pretrained(folder)
+    tokenizer: Any = trainer.processing_class
+    tokenizer.save_pretrained(folder)
+    shutil.copy(folder_of(trainer.args) / "loss.png", folder)
 
 
 def facts_of(trainer: SFTTrainer, chats: ChatArguments, base: BaseArguments) -> dict[str, Any]:
     """What the card says of a run."""
-    args, state = trainer.args, trainer.state
-    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    args: Any = trainer.args
+    model: Any = trainer.model
+    state = trainer.state
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     losses = {name: [entry[name] for entry in state.log_history if name in entry] for name in ("loss", "eval_loss")}
     last = {name: f"{values[-1]:.4f}" if values else "not measured" for name, values in losses.items()}
     return {
         "base": base.model_name_or_path,
-        "loops": trainer.model.config.num_loops,
+        "loops": model.config.num_loops,
         "parameters that were trained": f"{trained:,}",
         "chats": chats.dataset,
         "loss of": "the assistant's tokens" if args.assistant_only_loss else "all tokens",
@@ -168,7 +173,7 @@ def save(trainer: SFTTrainer, command: str, chats: ChatArguments, base: BaseArgu
     save_whole(trainer)
     if not trainer.is_world_process_zero():
         return
-    folder, facts = Path(trainer.args.output_dir), facts_of(trainer, chats, base)
+    folder, facts = folder_of(trainer.args), facts_of(trainer, chats, base)
     origin, _ = origin_of(Path(base.model_name_or_path) / "README.md")
     title = "A Parallel Loop Transformer, fine-tuned"
     if not base.use_peft:
@@ -193,9 +198,9 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
     if trainer.is_world_process_zero():
         loss = f"held-out loss, nats per token: {facts_of(trainer, chats, base)[HELD_OUT]}"
         if base.use_peft and not chats.merge:
-            say_what_was_made(f"an adapter, {loss}", args.output_dir, "README.md there says how to load it")
+            say_what_was_made(f"an adapter, {loss}", folder_of(args), "README.md there says how to load it")
         else:
-            folder = Path(args.output_dir) / ("merged" if base.use_peft else "")
+            folder = folder_of(args) / ("merged" if base.use_peft else "")
             say_what_was_made(f"a fine-tuned PLT, {loss}", folder, f"plt transformers serve {folder}")
     return trainer
 
@@ -203,8 +208,9 @@ def finetune(chats: ChatArguments, args: FinetuneArguments, base: BaseArguments,
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     with refusing():
-        parsed = parse("plt finetune", __doc__, (ChatArguments, FinetuneArguments, BaseArguments), given)
-    finetune(*parsed, shlex.join(["plt", "finetune", *given]))
+        classes = (ChatArguments, FinetuneArguments, BaseArguments)
+        chats, training, base = parse("plt finetune", __doc__, classes, given)
+    finetune(chats, training, base, shlex.join(["plt", "finetune", *given]))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class FinetuneArguments(SFTConfig):
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         if "activation_checkpointing" in self.__dataclass_fields__ and self.activation_checkpointing is None:
             # TRL sets the older name, of which transformers warns since 5.23
-            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.gradient_checkpointing = None  # type: ignore[assignment]
         super().__post_init__()
         refuse_reentrant(self)
         refuse_rate(self)

@@ -32,7 +32,7 @@ from ..command.ending import say_what_was_made
 from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
-from ..trainer.arguments import PretrainingArguments
+from ..trainer.arguments import PretrainingArguments, folder_of
 from ..trainer.decay import SpareGatesAndScales, is_gate_or_scale
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -71,7 +71,7 @@ class HealingArguments(PretrainingArguments):
     eval_on_start: bool = True  # FSDP2 cannot evaluate before it has prepared a training
 
 
-class HealingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
+class HealingTrainer(SpareGatesAndScales, EvaluatesLoops):
     """A Trainer that gives gates and scales, which a source does not have, a learning rate of their own."""
 
     def __init__(self, *args: Any, new_rate: float, **kwargs: Any):
@@ -80,7 +80,7 @@ class HealingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
 
     def create_optimizer(self, *args: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args)
-        model = args[0] if args and args[0] is not None else self.model
+        model: Any = args[0] if args and args[0] is not None else self.model
         new = [parameter for name, parameter in model.named_parameters() if is_gate_or_scale(name)]
         ids = {id(parameter) for parameter in new}
         for group in optimizer.param_groups:
@@ -114,7 +114,7 @@ def load_teacher(name: str, config: PLTConfig, tokenizer: PreTrainedTokenizerBas
     theirs = teacher.config.vocab_size
     if theirs != config.vocab_size:
         raise ValueError(f"`--teacher` must have the model's vocabulary of {config.vocab_size}, got {theirs}.")
-    if load_tokenizer_of(name, teacher.config).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer_of(name, theirs).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"`--teacher` must have the model's tokenizer, got another one in {name}.")
     return teacher
 
@@ -129,7 +129,7 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     refuse_what_cannot_run(training, None)
     config = load_config(arguments.model)
     refuse_what_is_no_plt(config, arguments.model)
-    tokenizer = load_tokenizer_of(arguments.model, config)
+    tokenizer = load_tokenizer_of(arguments.model, config.vocab_size)
     settings = fixed_settings(config, texts, training) | {
         name: value for name, value in vars(arguments).items() if name != "prompt"
     }
@@ -170,7 +170,7 @@ def save(
     } | facts_of(trainer, texts)
     facts |= {f"held-out loss, {words}": f"{controls[name]:.4f}" for name, words in WORDS.items()}
     origin, _ = origin_of(Path(arguments.model) / "README.md")
-    title, folder = "A Parallel Loop Transformer, healed", Path(trainer.args.output_dir)
+    title, folder = "A Parallel Loop Transformer, healed", folder_of(trainer.args)
     (folder / CONTROLS_FILE).write_text(json.dumps(controls, indent=2) + "\n", encoding="utf-8")
     write_card(folder, title, command, facts, **origin)
 
@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
         before, after = loss_before(trainer), f"{controls['loss']:.4f}"
         say_what_was_made(
             f"a healed PLT, held-out loss {before} nats per token before and {after} after",
-            training.output_dir,
-            f"plt finetune --model {training.output_dir} --dataset FILE.jsonl --output-dir DIR",
+            folder_of(training),
+            f"plt finetune --model {folder_of(training)} --dataset FILE.jsonl --output-dir DIR",
         )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
 from modeling_plt import PLTForCausalLM
 
@@ -37,7 +36,7 @@ def control_losses(trainer: Any, evaluation: dict[str, float]) -> dict[str, Any]
     return losses | {"loops": {name.removeprefix("eval_"): evaluation[name] for name in names}}
 
 
-def loss_now(trainer: Trainer) -> float:
+def loss_now(trainer: Any) -> float:
     """Without a log, and without what follows evaluations."""
     data = trainer.get_eval_dataloader()
     return trainer.evaluation_loop(data, "Control", prediction_loss_only=True).metrics["eval_loss"]

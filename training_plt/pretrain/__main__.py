@@ -30,7 +30,7 @@ from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
 from ..data.tokenizer import load_tokenizer, train_tokenizer
-from ..trainer.arguments import PretrainingArguments
+from ..trainer.arguments import PretrainingArguments, folder_of
 from ..trainer.decay import SpareGatesAndScales, decaying_names
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -42,7 +42,7 @@ from .muon import MuonAndAdamW
 from .new_model import ModelArguments, build_config, warn_of_scale
 
 
-class PretrainingTrainer(SpareGatesAndScales, EvaluatesLoops, Trainer):
+class PretrainingTrainer(SpareGatesAndScales, EvaluatesLoops):
     """A Trainer that knows of gates, scales and loops."""
 
 
@@ -100,7 +100,7 @@ def prepare(
 def choose_tokenizer(arguments: ModelArguments, checkpoint: Path | None) -> PreTrainedTokenizerBase | None:
     """None if one is to be trained on the texts."""
     if arguments.model is not None:
-        return load_tokenizer_of(arguments.model, load_config(arguments.model))
+        return load_tokenizer_of(arguments.model, load_config(arguments.model).vocab_size)
     if checkpoint is not None:
         return load_tokenizer(str(checkpoint))
     return None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
@@ -156,7 +156,7 @@ def save(trainer: Trainer, command: str, model: ModelArguments, texts: TextArgum
         facts = {"made from": model.model} | facts
         origin, _ = origin_of(Path(model.model) / "README.md")
     title = "A Parallel Loop Transformer, pretrained"
-    write_card(Path(trainer.args.output_dir), title, command, facts, **origin)
+    write_card(folder_of(trainer.args), title, command, facts, **origin)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,10 +170,11 @@ def main(arguments: list[str] | None = None) -> None:
         loss = last_evaluation(trainer)["eval_loss"]
     save(trainer, shlex.join(["plt", "pretrain", *given]), model, texts)
     if trainer.is_world_process_zero():
+        num_loops = facts_of(trainer, texts)["loops"]
         say_what_was_made(
-            f"a pretrained model, num_loops={trainer.model.config.num_loops}, held-out loss {loss:.4f} nats per token",
-            training.output_dir,
-            f"plt diagnose --model {training.output_dir} --text FILE --output DIR",
+            f"a pretrained model, num_loops={num_loops}, held-out loss {loss:.4f} nats per token",
+            folder_of(training),
+            f"plt diagnose --model {folder_of(training)} --text FILE --output DIR",
         )
 
 

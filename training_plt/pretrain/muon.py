@@ -19,8 +19,8 @@ class MuonAndAdamW(Optimizer):
     def __init__(self, model: nn.Module, arguments: TrainingArguments, decaying: list[str]):
         matrices, others = split_parameters(model)
         named = {id(parameter) for name, parameter in model.named_parameters() if name in set(decaying)}
-        shared = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
-        groups = [
+        shared: dict[str, Any] = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+        groups: list[dict[str, Any]] = [
             {"params": [each for each in others if id(each) in named]},
             {"params": [each for each in others if id(each) not in named], "weight_decay": 0.0},
         ]
@@ -39,7 +39,7 @@ class MuonAndAdamW(Optimizer):
         super().load_state_dict(state_dict)
         self.share()
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a trainer gives none
         self.muon.step()
         self.adamw.step()
 
@@ -47,5 +47,6 @@ class MuonAndAdamW(Optimizer):
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices that transform states, and all others: embeddings, head, norms, gates, scales, biases."""
     modules = [module for name, module in model.named_modules() if ".layers." in f".{name}."]
-    matrices = {id(module.weight): module.weight for module in modules if isinstance(module, nn.Linear)}
-    return list(matrices.values()), [each for each in model.parameters() if id(each) not in matrices]
+    weights = [module.weight for module in modules if isinstance(module, nn.Linear)]
+    matrices: dict[int, nn.Parameter] = {id(weight): weight for weight in weights}  # type: ignore[misc]
+    return [*matrices.values()], [each for each in model.parameters() if id(each) not in matrices]

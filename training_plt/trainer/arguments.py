@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -39,6 +40,11 @@ class PretrainingArguments(TrainingArguments):
                 "`--include-num-input-tokens-seen` must be all, of which the speed is computed, got "
                 f"{self.include_num_input_tokens_seen}."
             )
+
+
+def folder_of(arguments: TrainingArguments) -> Path:
+    """The folder of the run."""
+    return Path(arguments.output_dir or ".")
 
 
 def refuse_rate(arguments: TrainingArguments) -> None:

@@ -2,6 +2,7 @@
 """Which parameters weight decay pulls towards zero: matrices and embeddings, but no gates and no scales."""
 
 from torch import nn
+from transformers import Trainer
 
 # Zero is no absence for these. A scale that decays takes a later loop its input. Gate weights are matrices,
 # [heads, D], but decay would pull every gate towards 0.5, whatever the model has found.
@@ -26,8 +27,8 @@ def decaying_names(model: nn.Module) -> list[str]:
     ]
 
 
-class SpareGatesAndScales:
-    """Goes before a Trainer, which by itself spares norms and biases only.
+class SpareGatesAndScales(Trainer):
+    """A Trainer, which goes before others; by itself, a Trainer spares norms and biases only.
 
     With `decay_gates_and_scales` the choice is left to that Trainer.
     """
@@ -37,5 +38,5 @@ class SpareGatesAndScales:
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As Trainer's, which asks for them when it makes the optimizer."""
         if self.decay_gates_and_scales:
-            return super().get_decay_parameter_names(model)  # type: ignore[misc]  # of the Trainer that comes after
+            return super().get_decay_parameter_names(model)
         return decaying_names(model)

@@ -28,7 +28,7 @@ class StopAtNonFinite(TrainerCallback):
 
     on_epoch_end = on_step_end
 
-    def on_log(
+    def on_log(  # type: ignore[override]  # Trainer gives what follows by name
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         for name, value in logs.items():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_plt import PLTForCausalLM
@@ -78,8 +79,8 @@ class LoopReadouts:
         )
 
 
-class EvaluatesLoops:
-    """Goes before a Trainer: its evaluations also tell what each loop of the PLT does, as `LoopReadouts.names`.
+class EvaluatesLoops(Trainer):
+    """A Trainer, which goes before others: evaluations also tell what each loop of the PLT does, `LoopReadouts.names`.
 
     All losses, `eval_loss` too, are means over the labels. Trainer's own is one over entries of the means of batches,
     which depends on the size of the batches. Where processes share the entries unevenly, repeated ones that fill up a
@@ -88,7 +89,8 @@ class EvaluatesLoops:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        model = next(module for module in self.model.modules() if isinstance(module, PLTForCausalLM))
+        modules = self.model.modules()  # type: ignore[union-attr]  # it has been given one
+        model = next(module for module in modules if isinstance(module, PLTForCausalLM))
         self.readouts = LoopReadouts(model) if model.config.num_loops > 1 else None
         self.sums: list[Tensor] = []  # of each batch: labels, loss times labels, and each readout times labels
 
@@ -102,7 +104,8 @@ class EvaluatesLoops:
         finally:
             if self.readouts is not None:
                 self.readouts.labels = None
-        values = result[0].reshape(1).float()
+        loss: Any = result[0]
+        values = loss.reshape(1).float()
         if self.readouts is not None:
             values = torch.cat((values, self.readouts.batch))
         # a row for each entry, so that those that fill up the last batch are left out as Trainer does
@@ -113,18 +116,25 @@ class EvaluatesLoops:
         self.sums.append(self.gather_function(torch.cat((counts, totals), dim=1)).sum(dim=0))
         return result
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As Trainer's, with more metrics.
 
         Raises:
             ValueError: nothing that is evaluated has a label.
         """
         self.sums = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         num_labels, *sums = torch.stack(self.sums).double().sum(dim=0).tolist()
         if num_labels == 0:
             raise ValueError("What is evaluated must have labels, got none: nothing in it is to be predicted.")
         names = ["loss", *(self.readouts.names if self.readouts is not None else [])]
         means = (total / num_labels for total in sums)
-        output.metrics.update(zip((f"{metric_key_prefix}_{name}" for name in names), means, strict=True))
-        return output
+        found = zip((f"{metric_key_prefix}_{name}" for name in names), means, strict=True)
+        return output._replace(metrics=(output.metrics or {}) | dict(found))

@@ -24,7 +24,7 @@ class Speed(TrainerCallback):
     `include_num_input_tokens_seen`; fill counts as tokens.
     """
 
-    def on_train_begin(
+    def on_train_begin(  # type: ignore[override]  # Trainer gives what follows by name
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any, **kwargs: Any
     ) -> None:
         self.operations_per_token = operations_per_token(model)
@@ -34,7 +34,7 @@ class Speed(TrainerCallback):
     def mark(self, state: TrainerState) -> None:
         self.time, self.tokens = time.perf_counter(), state.num_input_tokens_seen
 
-    def on_log(
+    def on_log(  # type: ignore[override]
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
     ) -> None:
         if "loss" not in logs:
@@ -87,7 +87,7 @@ class SampleText(TrainerCallback):
     def __init__(self, prompt: str, max_new_tokens: int = 40):
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
 
-    def on_evaluate(
+    def on_evaluate(  # type: ignore[override]
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any, processing_class: Any, **kwargs: Any
     ) -> None:
         inputs = processing_class(self.prompt, return_tensors="pt", add_special_tokens=False).to(args.device)
@@ -115,7 +115,8 @@ def plot_losses(log_history: list[dict[str, float]]) -> Figure:
     names |= {name: f"held out, loop {name.split('_')[2]}" for name in loops}
     lines = pd.DataFrame(log_history, columns=["step", *names]).rename(columns=names)
     points = lines.melt("step", var_name="texts", value_name="loss, nats per token").dropna()
-    axes = Figure(figsize=(7, 4.5), layout="constrained").subplots()
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     sns.lineplot(points, x="step", y="loss, nats per token", hue="texts", style="texts", markers=True, ax=axes)
     axes.grid(alpha=0.3)
-    return axes.figure
+    return figure

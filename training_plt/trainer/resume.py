@@ -8,6 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from .arguments import folder_of
+
 STATE_FILE = "trainer_state.json"  # which Trainer writes last
 SETTINGS_FILE = "run_settings.json"
 ABSENT = object()
@@ -35,7 +37,7 @@ def find_checkpoint(arguments: TrainingArguments) -> Path | None:
     if value is None or str(value).lower() == "false":
         return None
     if str(value).lower() == "true":
-        output = Path(arguments.output_dir or "")
+        output = folder_of(arguments)
         value = get_last_checkpoint(output) if output.is_dir() else None
         if value is None:
             raise ValueError(f"`--resume-from-checkpoint true` needs a checkpoint in {output}, got none.")
@@ -70,7 +72,7 @@ def refuse_other_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of fields by a name of their own, as `config.num_loops`."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in settings.items():
         inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
         fields |= inner or {f"{prefix}{name}": value}
@@ -99,7 +101,7 @@ class KeepSettings(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
-    def on_save(
+    def on_save(  # type: ignore[override]  # Trainer gives what follows by name
         self, args: Any, state: TrainerState, control: TrainerControl, processing_class: Any, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
