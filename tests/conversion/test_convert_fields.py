@@ -137,6 +137,17 @@ def test_a_published_config_is_read_alike_with_and_without_conversion(tmp_path, 
     }
 
 
+def test_scales_that_a_published_config_lacks_are_one_with_and_without_conversion(tmp_path):
+    source = copy_source("loopcoder_v2", tmp_path / "source")
+    given = json.loads((source / "config.json").read_text())
+    del given["plt_emb_scale"], given["plt_hidden_scale"]
+    (source / "config.json").write_text(json.dumps(given))
+    direct = transformers.AutoConfig.from_pretrained(source)
+    converted = PLTConfig(**all_sources()["iquestpltcoder"].config_fields(given, set()))
+    for config in (direct, converted):
+        assert (config.embedding_scale, config.hidden_scale) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "value, kinds",
     [
