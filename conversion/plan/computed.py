@@ -48,11 +48,7 @@ class Derivation:
             # it calls what is callable, and takes tensors as they are
             converter.add_tensor(self.name, stored.name, pattern, tensor)  # type: ignore[arg-type]
         made = converter.convert(self.name, config=self.config)
-        # safetensors refuses tensors that share memory, as the parts of a fused one do
-        return {
-            name: (value[0] if isinstance(value, list) else value).clone(memory_format=torch.contiguous_format)
-            for name, value in made.items()
-        }
+        return {name: (value[0] if isinstance(value, list) else value).contiguous() for name, value in made.items()}
 
 
 def find_derivations(
