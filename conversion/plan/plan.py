@@ -33,9 +33,6 @@ class Part:
     nbytes: int
     load: Callable[[], dict[str, Tensor]]
 
-    def size_of(self) -> int:
-        return self.nbytes
-
 
 @dataclass(frozen=True)
 class Plan:
