@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.utils import is_torch_available
 
 AUTO_MAP = {
@@ -28,6 +29,11 @@ def check_count(value: int | None) -> None:
 def check_finite(value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {value}.")
+
+
+def check_not_negative(value: int) -> None:
+    if value < 0:
+        raise ValueError(f"must be an integer of at least 0, got {value}.")
 
 
 def count(default: int | None) -> Any:
@@ -69,6 +75,19 @@ class Stage(NamedTuple):
         """The loops among these that attend to a window of their own keys."""
         return range(max(loops.start, 1), loops.stop if self.later_see == "window" else 0)
 
+
+# fields that nothing reads without experts
+OF_EXPERTS = (
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "shared_expert_intermediate_size",
+    "shared_expert_gate",
+    "output_router_logits",
+    "router_aux_loss_coef",
+)
 
 SEEN = {"own": "all", "gated_window": "window", "shared": "nothing"}  # what `loop_attention` lets later loops see
 
@@ -126,8 +145,21 @@ class PLTConfig(PreTrainedConfig):
     attention_output_bias: bool | None = None  # bias of `o_proj`; as `attention_bias` if None (Qwen2 has none)
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation (Qwen3)
+    # RMSNorm of query and key before the rotation: of each head (Qwen3), or of all heads together (OLMoE)
+    qk_norm: Literal["none", "head", "whole"] | bool = "none"  # false and true, in older folders, are none and head
     sandwich_norm: bool = False  # RMSNorm also of the outputs of attention and MLP, before they are added (Ouro)
+
+    # mixture of experts, as in Qwen3MoeConfig and Qwen2MoeConfig; all that follow need experts
+    num_experts: int = validated_field(check_not_negative, default=0)  # in a sparse layer; 0: no layer is sparse
+    num_experts_per_tok: int | None = count(None)  # to which a token is sent
+    moe_intermediate_size: int | None = count(None)  # of an expert; `intermediate_size` is that of layers without
+    norm_topk_prob: bool = False  # the weights of a token's experts are divided by their sum
+    decoder_sparse_step: int = count(1)  # layers step - 1, 2 step - 1, ... are sparse
+    mlp_only_layers: list[int] | None = None  # which of them are not
+    shared_expert_intermediate_size: int | None = count(None)  # of one more expert, which every token has
+    shared_expert_gate: bool = True  # which a sigmoid weighs
+    output_router_logits: bool = False
+    router_aux_loss_coef: float | int = scale(0.001)  # weight of the balance loss in training
 
     # no field: a switch of the run, which models show; release 0.1 saved it, and what is saved as False is heeded
     one_pass = True
@@ -141,6 +173,8 @@ class PLTConfig(PreTrainedConfig):
             self.attention_output_bias = self.attention_bias
         if self.hidden_scale is None:
             self.hidden_scale = self.initializer_range
+        if isinstance(self.qk_norm, bool):
+            self.qk_norm = "head" if self.qk_norm else "none"
         self.refuse_misspelled(kwargs)
         # transformers keeps one plan per class; ours depends on the fields
         self.base_model_tp_plan = self.tensor_parallel_plan()  # type: ignore[misc]
@@ -171,15 +205,33 @@ class PLTConfig(PreTrainedConfig):
             raise ValueError(f"`layer_types` must be {self.num_hidden_layers} times 'full_attention', got {value}.")
 
     def tensor_parallel_plan(self) -> dict[str, str]:
-        """The split of the layers in tensor parallelism: by heads, those of the gate included."""
-        plan = dict.fromkeys((f"self_attn.{name}_proj" for name in "qkv"), "colwise")
-        plan |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "colwise")
-        plan |= dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), "rowwise")
-        if self.has_gate:
-            plan |= dict.fromkeys(("self_attn.plt_gate.weight", "self_attn.plt_gate.bias"), "colwise")
-        if self.qk_norm:
-            plan |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), "replicated_with_grad_allreduce")
-        return {f"layers.*.{name}": style for name, style in plan.items()}
+        """How tensor parallelism splits the layers: by heads, those of the gate included, and by width in an MLP."""
+        plan = {name: style for name, style in Qwen3MoeConfig.base_model_tp_plan.items() if ".mlp." in name}
+        if self.shared_expert_intermediate_size is not None:
+            plan |= {f"layers.*.mlp.shared_expert.{name}_proj": "colwise" for name in ("gate", "up")}
+            plan["layers.*.mlp.shared_expert.down_proj"] = "rowwise"
+        split, merge = "colwise", "rowwise"
+        if self.qk_norm == "whole":
+            split, merge = "colwise_gather_output", "rowwise_split_input"  # every process norms all heads
+        own = dict.fromkeys((f"{name}_proj" for name in "qkv"), split) | {"o_proj": merge}
+        if self.has_gate and self.qk_norm != "whole":
+            own |= dict.fromkeys(("plt_gate.weight", "plt_gate.bias"), "colwise")
+        if self.qk_norm == "head":
+            own |= dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce")
+        return plan | {f"layers.*.self_attn.{name}": style for name, style in own.items()}
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, Any] | None:  # type: ignore[override]  # written into a file, were it none
+        """How expert parallelism sends tokens to the processes that hold their experts."""
+        return Qwen3MoeConfig.base_model_ep_plan if self.num_experts else None
+
+    def is_sparse(self, layer_idx: int) -> bool:
+        """Whether a layer has experts."""
+        return (
+            self.num_experts > 0
+            and (layer_idx + 1) % self.decoder_sparse_step == 0
+            and layer_idx not in (self.mlp_only_layers or ())
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -219,6 +271,10 @@ class PLTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check that sizes fit together; `@strict` calls all `validate_*` methods."""
+        if isinstance(self.qk_norm, bool):
+            raise ValueError(
+                f"`qk_norm` must be 'none', 'head' or 'whole' in an edit or an override, got {self.qk_norm}."
+            )
         for name in ("num_key_value_heads", "attention_output_bias", "hidden_scale"):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` may be None only when a config is made, not in an edit or an override.")
@@ -244,6 +300,33 @@ class PLTConfig(PreTrainedConfig):
                 f"`stages` must hold {self.num_hidden_layers} layers in order, and one of them at most several loops, "
                 f"got {self.stages}."
             )
+
+    def validate_experts(self) -> None:
+        """Check that a token has as many experts as it is sent to, and that fields of experts have a reader."""
+        if self.num_experts == 0:
+            for name in OF_EXPERTS:
+                if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                    raise ValueError(f"`{name}` needs experts, got {value} with `num_experts=0`.")
+            return
+        for name in ("num_experts_per_tok", "moe_intermediate_size"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`num_experts={self.num_experts}` needs `{name}`, got None.")
+        assert self.num_experts_per_tok is not None  # as just checked
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                f"`num_experts_per_tok` must be at most `num_experts`, got {self.num_experts_per_tok} and "
+                f"{self.num_experts}."
+            )
+        layers = range(self.num_hidden_layers)
+        if not set(self.mlp_only_layers or ()) <= set(layers):
+            raise ValueError(f"`mlp_only_layers` must be layers below {len(layers)}, got {self.mlp_only_layers}.")
+        if not any(self.is_sparse(layer_idx) for layer_idx in layers):
+            raise ValueError(
+                f"`num_experts={self.num_experts}` needs a sparse layer, got none of {len(layers)} with "
+                f"`decoder_sparse_step={self.decoder_sparse_step}` and `mlp_only_layers={self.mlp_only_layers}`."
+            )
+        if self.shared_expert_intermediate_size is None and not self.shared_expert_gate:
+            raise ValueError("`shared_expert_gate=False` needs `shared_expert_intermediate_size`, got None.")
 
     def validate_scales(self) -> None:
         """Check scales, epsilons and dropout."""

@@ -51,6 +51,16 @@ class PLTGate(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
+class NormOfAllHeads(LlamaRMSNorm):
+    """RMSNorm of a position over all its heads together (OLMoE)."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[B, R, heads, P, Dh]` of any number of heads."""
+        by_position = states.transpose(2, 3)
+        normed: Tensor = super().forward(by_position.flatten(3))
+        return normed.view(by_position.shape).transpose(2, 3)
+
+
 class FoldedQueries(nn.Module):
     """Stands in for the attention module when the query heads that share a KV head are passed as positions."""
 
@@ -85,9 +95,12 @@ class PLTAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bool(config.attention_output_bias))
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
+        if config.qk_norm == "head":
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        elif config.qk_norm == "whole":
+            self.q_norm = NormOfAllHeads(query_size, eps=config.rms_norm_eps)
+            self.k_norm = NormOfAllHeads(key_size, eps=config.rms_norm_eps)
         self.plt_gate: PLTGate | Any = PLTGate(config) if config.stage_of(layer_idx).has_gate else None
         self.folded_queries = FoldedQueries(config, layer_idx)
 

@@ -21,6 +21,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeTopKRouter
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -29,6 +30,17 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_plt import PLTAttention, PLTGate
 from .cache_plt import PLTCache, PLTCacheMixin, extending
 from .configuration_plt import PLTConfig
+from .experts_plt import (
+    PLTSparseMoeBlock,
+    Routed,
+    balance_loss,
+    by_loop_and_layer,
+    fuse_experts,
+    idle_in,
+    in_order,
+    share_of_labels,
+    wanted_routing,
+)
 from .generation_plt import PLTGenerationMixin
 from .names_plt import CACHE_NAMES, OURS, THEIRS, ReadsBothGateNames, SavesAllItWasGiven, gets_it_as
 from .pads_plt import concatenate, show, tail
@@ -43,7 +55,7 @@ from .refusals_plt import (
 )
 from .sequence_plt import NewTokens, read_tokens
 
-RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states")
+RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states", "output_router_logits")
 
 
 @dataclass
@@ -52,16 +64,24 @@ class PLTModelOutputWithPast(BaseModelOutputWithPast):
 
     `loop_hidden_states` is a tuple of L tensors `[B, T, D]`; `lm_head` of each is that loop's logits, and the last
     is `last_hidden_state`. `hidden_states` (N + 1) and `attentions` (N) are those of each layer's last loop.
+    `router_logits`, with `output_router_logits=True`, are those of every loop and sparse layer, the layers of loop 0
+    first, `[B * T, E]` each: as Qwen3-MoE's, L times as many.
     """
 
     loop_hidden_states: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class PLTCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` and `loop_hidden_states`, see `PLTModelOutputWithPast`."""
+    """`CausalLMOutputWithPast`, `loop_hidden_states` and `router_logits`, see `PLTModelOutputWithPast`.
 
+    `aux_loss` is the balance loss of these router logits, without its weight.
+    """
+
+    aux_loss: Tensor | None = None
     loop_hidden_states: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 class PLTDecoderLayer(GradientCheckpointingLayer):
@@ -70,7 +90,8 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: PLTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = PLTAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
+        self.is_sparse = config.is_sparse(layer_idx)
+        self.mlp = PLTSparseMoeBlock(config) if self.is_sparse else LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.sandwich_norm = config.sandwich_norm
@@ -85,8 +106,8 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         shared_value: Tensor | None,
         run: Pass,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Run one pass `[B, R * P, D]` -> `[B, R * Q, D]`, attention weights, shared key and value.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Run one pass `[B, R * P, D]` -> `[B, R * Q, D]`, attention weights, router logits, shared key and value.
 
         Arguments as in `PLTAttention.forward`. Shared keys and values are tensors and not read from a cache: training
         needs no cache, and gradient checkpointing sees them.
@@ -95,9 +116,11 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         attended, weights, *shared = self.self_attn(normed, hidden_states, shared_key, shared_value, run, **kwargs)
         hidden_states = tail(hidden_states, attended.shape[1])
         hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
-        output = self.mlp(self.post_attention_layernorm(hidden_states))
+        output, router_logits = self.mlp(self.post_attention_layernorm(hidden_states)), None
+        if self.is_sparse:
+            output, router_logits = output
         hidden_states = hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
-        return hidden_states, weights, *shared
+        return hidden_states, weights, router_logits, *shared
 
 
 class LastLoopTap(nn.Module):
@@ -131,6 +154,7 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
     def __init__(self, config: PLTConfig, *args: Any, **kwargs: Any):
         config.validate()  # overrides in `from_pretrained` have set one field at a time
         super().__init__(config, *args, **kwargs)
+        fuse_experts()
         tell_peft(config.model_type)
 
     @property
@@ -141,6 +165,10 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
     @one_pass.setter
     def one_pass(self, value: bool) -> None:
         self.config.one_pass = value
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for its decorator in this file, and would go on with "eager"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -156,16 +184,22 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
                 del known[config_class]
             known[cls.config_class] = cls  # the config beside this code is no other folder's
 
+    def num_active_parameters(self) -> int:
+        """How many parameters a token is computed with: all, without the experts that it is not sent to."""
+        return self.num_parameters() - idle_in(self)
+
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Operations of forward and backward for a batch, 6 per token and weight: the layers count once per loop.
 
-        `Trainer` counts them once, because it asks the model for nothing but its number of parameters.
+        Of experts, those count to which a token is sent. `Trainer` would count all of them, and loops once, because
+        it asks the model for nothing but its number of parameters.
         """
         decoder: Any = self.base_model
-        weights = self.num_parameters(exclude_embeddings=True)
+        weights = self.num_parameters(exclude_embeddings=True) - idle_in(decoder.layers)
         for stage in self.config.stages:
             layers = decoder.layers[stage.layers.start : stage.layers.stop]
-            weights += len(stage.loops[1:]) * sum(parameter.numel() for parameter in layers.parameters())
+            active = sum(parameter.numel() for parameter in layers.parameters()) - idle_in(layers)
+            weights += len(stage.loops[1:]) * active
         head = self.get_output_embeddings()
         if head is not None and self.config.tie_word_embeddings:
             weights += head.weight.numel()  # left out as an embedding, but multiplied with as a head
@@ -174,6 +208,9 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, Qwen3MoeExperts | Qwen3MoeTopKRouter):
+            for parameter in module.parameters():
+                init.normal_(parameter, std=self.config.initializer_range)
         if isinstance(module, PLTGate):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -216,6 +253,7 @@ class PLTModel(PLTPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_loop_hidden_states: bool = False,
+        output_router_logits: bool | None = None,
         num_outputs: int = 0,
         tokens: NewTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -233,6 +271,7 @@ class PLTModel(PLTPreTrainedModel):
                 A forward that ends in an exception closes it.
             use_cache: build a cache if none is given.
             output_loop_hidden_states: also return the normed states of every loop.
+            output_router_logits: also return the router logits of every loop, if there are experts.
             num_outputs: how many of the last positions to return, 0 for all. Positions that cannot affect them are not
                 computed, see `needed_positions`; outputs have those that were.
             tokens: a ready-made `NewTokens`, which `generate` passes instead: it calls `read_tokens` outside of a
@@ -262,9 +301,12 @@ class PLTModel(PLTPreTrainedModel):
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
         carry = self.carried_states(past_key_values, inputs_embeds)
+        routed = wanted_routing(self.config, output_router_logits)
         with extending(past_key_values, tokens.are_packed):
             # the cache keeps states with pads first (`handed_on`), the caller gets them in the given order (`states`)
-            handed_on = states = self.run_passes(inputs_embeds, carry, tokens, num_outputs, past_key_values, **kwargs)
+            handed_on = states = self.run_passes(
+                inputs_embeds, carry, tokens, num_outputs, past_key_values, routed, **kwargs
+            )
             if tokens.pads is not None:
                 states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
             if past_key_values is not None:
@@ -274,7 +316,12 @@ class PLTModel(PLTPreTrainedModel):
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
             loop_hidden_states = (*earlier, states[-1])
         cache: dict[str, Any] = {THEIRS: past_key_values}
-        return PLTModelOutputWithPast(last_hidden_state=states[-1], loop_hidden_states=loop_hidden_states, **cache)
+        return PLTModelOutputWithPast(
+            last_hidden_state=states[-1],
+            loop_hidden_states=loop_hidden_states,
+            router_logits=in_order(routed),
+            **cache,
+        )
 
     def run_passes(
         self,
@@ -283,11 +330,13 @@ class PLTModel(PLTPreTrainedModel):
         tokens: NewTokens,
         num_outputs: int,
         past_key_values: PLTCacheMixin | None,
+        routed: Routed | None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Embeddings `[B, T, D]` and carry `[B, 1, D]` -> each loop's states, its last positions `[B, <= T, D]`.
 
         In place of the last loop's, which no loop reads, the output: after the last stage and the final norm.
+        `routed` is filled with router logits, if they are wanted.
         """
         adapters = position_adapters(self.layers)
         if adapters:
@@ -308,7 +357,7 @@ class PLTModel(PLTPreTrainedModel):
             if loops.start == 0:
                 start, shared = hidden_states, [(None, None)] * len(stage.layers)
             inputs = [self.loop_input(loop_idx, start, states, carry, run) for loop_idx in loops]
-            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, position_ids, **kwargs)
+            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, routed, position_ids, **kwargs)
             *earlier, hidden_states = by_loop.unflatten(1, (len(loops), -1)).unbind(1)
             handed_on = earlier if run.has_last_loop else [hidden_states]
             states += [self.norm(state) if self.config.loop_norm else state for state in handed_on]
@@ -349,7 +398,13 @@ class PLTModel(PLTPreTrainedModel):
         return self.config.embedding_scale, self.config.hidden_scale
 
     def run_layers(
-        self, hidden_states: Tensor, shared: list[Any], run: Pass, position_ids: Tensor, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        shared: list[Any],
+        run: Pass,
+        routed: Routed | None,
+        position_ids: Tensor,
+        **kwargs: Any,
     ) -> Tensor:
         """One pass `[B, R * P, D]`, P of T tokens, which pruning narrows to `[B, R * Q, D]`.
 
@@ -360,9 +415,11 @@ class PLTModel(PLTPreTrainedModel):
             shown, hidden_states = show(hidden_states, run.spans[0], pads)
         for number, layer_idx in enumerate(run.stage.layers):
             num_queries = run.num_queries(layer_idx)
-            hidden_states, weights, *passed_on = self.layers[layer_idx](
+            hidden_states, weights, router_logits, *passed_on = self.layers[layer_idx](
                 hidden_states, *shared[number], run, position_ids=tail(position_ids, num_queries), **kwargs
             )
+            if routed is not None and router_logits is not None:
+                routed |= by_loop_and_layer(router_logits, run, layer_idx)
             if run.stage.shares_keys:
                 shared[number] = passed_on
             refuse_other_states(hidden_states)
@@ -430,11 +487,15 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
         """Logits `[B, T, V]` of the last loop, and the loss if there are labels. Arguments as in `PLTModel.forward`.
 
         Args:
-            labels: `[B, T]`, the input ids themselves with -100 where no loss is wanted; the loss shifts them.
+            labels: `[B, T]`, the input ids themselves with -100 where no loss is wanted; the loss shifts them. In
+                training, the balance loss of the experts is added to it.
             logits_to_keep: how many of the last positions (0 = all), or indices `[n]` or `[B, n]`, or a bool
                 mask `[B, T]`, which gives logits `[number of True, V]`.
         """
         keeps_last = isinstance(logits_to_keep, int) and labels is None and not self.training
+        balances = labels is not None and self.training and self.config.num_experts > 0
+        if balances and self.config.router_aux_loss_coef != 0:
+            kwargs["output_router_logits"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -446,15 +507,23 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(select_positions(outputs.last_hidden_state, logits_to_keep))
-        loss = None
+        loss: Any = None
+        aux_loss = None
+        if outputs.router_logits:
+            aux_loss = balance_loss(self.config, outputs.router_logits, attention_mask)
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if labels is not None and aux_loss is not None and self.training:
+            share = share_of_labels(labels, kwargs.get("num_items_in_batch"))
+            loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return PLTCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=aux_loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             loop_hidden_states=outputs.loop_hidden_states,
+            router_logits=outputs.router_logits,
             **{THEIRS: getattr(outputs, THEIRS)},
         )
 

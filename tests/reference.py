@@ -48,6 +48,7 @@ class ReferencePLT:
         self.config = config
         self.num_before, self.num_after = num_before, num_after
         self.weights = {name: tensor.detach().double().numpy() for name, tensor in weights.items()}
+        self.routed = []  # of each token, loop and layer: its name, probabilities `[E]`, and chosen experts
         self.theta = config.rope_parameters["rope_theta"]
 
     def linear(self, name, x):
@@ -70,7 +71,10 @@ class ReferencePLT:
         x = self.norm(name + ".input_layernorm", h)
         q = self.linear(name + ".self_attn.q_proj", x).reshape(heads)
         k = self.linear(name + ".self_attn.k_proj", x).reshape(heads)
-        if config.qk_norm:
+        if config.qk_norm == "whole":
+            q = self.norm(name + ".self_attn.q_norm", q.reshape(-1)).reshape(heads)
+            k = self.norm(name + ".self_attn.k_norm", k.reshape(-1)).reshape(heads)
+        elif config.qk_norm == "head":
             q = np.stack([self.norm(name + ".self_attn.q_norm", head) for head in q])
             k = np.stack([self.norm(name + ".self_attn.k_norm", head) for head in k])
         q, k = rotate(q, position, self.theta), rotate(k, position, self.theta)
@@ -89,9 +93,42 @@ class ReferencePLT:
         y = self.linear(name + ".self_attn.o_proj", y.reshape(-1))
         h = h + (self.norm(name + ".input_layernorm_2", y) if config.sandwich_norm else y)
         x = self.norm(name + ".post_attention_layernorm", h)
-        gate, up = self.linear(name + ".mlp.gate_proj", x), self.linear(name + ".mlp.up_proj", x)
-        y = self.linear(name + ".mlp.down_proj", silu(gate) * up)
+        y = self.experts(name + ".mlp", x) if name + ".mlp.gate.weight" in self.weights else self.mlp(name + ".mlp", x)
         return h + (self.norm(name + ".post_attention_layernorm_2", y) if config.sandwich_norm else y)
+
+    def mlp(self, name, x):
+        gate, up = self.linear(name + ".gate_proj", x), self.linear(name + ".up_proj", x)
+        return self.linear(name + ".down_proj", silu(gate) * up)
+
+    def experts(self, name, x):
+        """The most probable experts, weighed by their probabilities; the model holds one tensor of all experts."""
+        config = self.config
+        scores = self.weights[name + ".gate.weight"] @ x
+        probabilities = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
+        chosen = np.argsort(probabilities)[-config.num_experts_per_tok :]
+        self.routed.append((name, probabilities, chosen))
+        total = probabilities[chosen].sum() if config.norm_topk_prob else 1
+        y = 0
+        for expert in chosen:
+            gate, up = np.split(self.weights[name + ".experts.gate_up_proj"][expert] @ x, 2)
+            y += (
+                probabilities[expert] / total * (self.weights[name + ".experts.down_proj"][expert] @ (silu(gate) * up))
+            )
+        if config.shared_expert_intermediate_size is not None:
+            shared = self.mlp(name + ".shared_expert", x)
+            y += (
+                sigmoid(self.linear(name + ".shared_expert_gate", x)) * shared if config.shared_expert_gate else shared
+            )
+        return y
+
+    def balance_loss(self):
+        """E times the sum over experts of their share of choices and their mean probability, of all routed so far."""
+        probabilities = np.array([of_token for _, of_token, _ in self.routed])
+        choices = np.zeros_like(probabilities)
+        for row, (_, _, chosen) in zip(choices, self.routed, strict=True):
+            row[chosen] = 1
+        return self.config.num_experts * (choices.mean(axis=0) * probabilities.mean(axis=0)).sum()
 
     def scale(self, name):
         """One of the two scales of a later loop's input, learned or fixed."""

@@ -8,6 +8,16 @@ from modeling_plt import PLTForCausalLM
 
 ABLATION_ROWS = {"loop": LOOP, "shift": SHIFT, "shared": SHARED, "gated_window": PLT}
 
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "shared_expert_intermediate_size": 16,
+}
+FAMILIES = {"dense": {}, "experts": EXPERTS}
+family = "dense"  # of the models made here; `tests/conftest.py` runs whole modules over several
+
 
 def tiny_config(**overrides) -> PLTConfig:
     fields = {
@@ -25,7 +35,8 @@ def tiny_config(**overrides) -> PLTConfig:
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
-    } | overrides
+    }
+    fields |= FAMILIES[family] | overrides
     unknown = set(fields) - set(PLTConfig.__dataclass_fields__)
     if unknown:
         raise TypeError(f"PLTConfig has no fields {sorted(unknown)}.")

@@ -8,6 +8,8 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
+FAMILIES = ("dense", "experts")
+
 TOLERANCE = {"rtol": 0, "atol": 1e-9}  # float64; norms and rotary angles run in float32, but alike on both sides
 
 

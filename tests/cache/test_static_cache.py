@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounter
 
 from modeling_plt import PLTStaticCache
 
+FAMILIES = ("dense", "experts")
+
 TOLERANCE = {"rtol": 0, "atol": 5e-5}  # float32 summation order, of few rows and of many
 LENGTHS = [14, 9, 13, 2, 1]
 

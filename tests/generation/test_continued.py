@@ -8,6 +8,8 @@ from modeling_plt import PLTCache, PLTStaticCache
 from modeling_plt.names_plt import NEW, THEIRS
 from modeling_plt.refusals_plt import can_read
 
+FAMILIES = ("dense", "experts")
+
 MODES = {
     "greedy": {},
     "sampling": {"do_sample": True, "top_k": 1},

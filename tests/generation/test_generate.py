@@ -8,6 +8,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from modeling_plt import PLTCache
 
+FAMILIES = ("dense", "experts")
+
 # where it is given no mask, as by assisted decoding, `generate` takes tokens that happen to be 0 for pads
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "suppress_tokens": [0]}
 

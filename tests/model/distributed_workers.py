@@ -24,14 +24,16 @@ def gradients(model):
 def assert_same_gradients(model, alone):
     expected = gradients(alone)
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=5e-5, msg=name)  # summation order
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-4, msg=name)  # summation order
 
 
 def tensor_parallel(folder):
     """Layers split by heads give what one process gives: logits, tokens of generation, gradients."""
     model, alone = PLTForCausalLM.from_pretrained(folder, tp_plan="auto"), PLTForCausalLM.from_pretrained(folder)
     attention, input_ids = model.model.layers[0].self_attn, tiny_ids(2, 9)
-    split = [attention.q_proj.weight, attention.k_proj.weight, *(attention.plt_gate or torch.nn.Module()).parameters()]
+    split = [attention.q_proj.weight, attention.k_proj.weight]
+    if attention.plt_gate is not None and model.config.qk_norm != "whole":  # there, every process has all heads
+        split += attention.plt_gate.parameters()
     split = [part for part in split if part.shape != torch.Size([32])]  # the norm of the gate is whole
     assert [2 * part.to_local().shape[0] for part in split] == [part.shape[0] for part in split]
     with torch.no_grad():

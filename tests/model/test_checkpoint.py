@@ -15,6 +15,8 @@ import modeling_plt.modeling_plt
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM, PLTModel
 
+FAMILIES = ("dense", "experts")
+
 SOURCES = {path.name: path for path in Path(modeling_plt.modeling_plt.__file__).parent.glob("*_plt.py")}
 SOURCES["configuration_plt.py"] = Path(configuration_plt.configuration_plt.__file__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkout import on_path
-from tiny import tiny_model
+from tiny import EXPERTS, tiny_model
 
 pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).with_name("distributed_workers.py")
@@ -15,8 +15,10 @@ WORKERS = Path(__file__).with_name("distributed_workers.py")
 KINDS = {
     "hidden gate": {},
     "query gate": {"gate_input": "query"},
-    "norms and biases": {"qk_norm": True, "attention_bias": True, "num_loops": 2},
+    "norms and biases": {"qk_norm": "head", "attention_bias": True, "num_loops": 2},
     "no gate": {"loop_attention": "own"},
+    "experts": EXPERTS,
+    "norm of all heads": {"qk_norm": "whole"},
     "tied": {"tie_word_embeddings": True, "num_loops": 1},
 }
 

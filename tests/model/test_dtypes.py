@@ -8,6 +8,8 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
+FAMILIES = ("dense", "experts")
+
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # a rounding of 2^-8 (bfloat16) in each of some twenty operations, on logits of about 3
 TOLERANCE = {"rtol": 0.0, "atol": 0.35}

@@ -5,6 +5,8 @@ import pytest
 import torch
 from tiny import tiny_ids, tiny_model
 
+FAMILIES = ("dense", "experts")
+
 VECTOR = 5 * torch.linspace(-1, 1, 32)
 
 

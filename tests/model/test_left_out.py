@@ -9,7 +9,7 @@ from modeling_plt import PLTForCausalLM, PLTForSequenceClassification, PLTModel
 WHOLE = {
     "num_loops": 3,
     "learned_scales": True,
-    "qk_norm": True,
+    "qk_norm": "head",
     "sandwich_norm": True,
     "attention_bias": True,
     "mlp_bias": True,
@@ -23,7 +23,7 @@ WHOLE = {
         ({"loop_attention": "own"}, "model.layers.0.self_attn.plt_gate.bias"),
         ({"loop_attention": "shared"}, "model.layers.0.self_attn.plt_gate.bias"),
         ({"learned_scales": False}, "model.embedding_scale"),
-        ({"qk_norm": False}, "model.layers.0.self_attn.k_norm.weight"),
+        ({"qk_norm": "none"}, "model.layers.0.self_attn.k_norm.weight"),
         ({"sandwich_norm": False}, "model.layers.0.input_layernorm_2.weight"),
         ({"attention_bias": False}, "model.layers.0.self_attn.k_proj.bias"),
         ({"attention_output_bias": False}, "model.layers.0.self_attn.o_proj.bias"),

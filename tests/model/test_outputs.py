@@ -6,6 +6,8 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTModel
 
+FAMILIES = ("dense", "experts")
+
 
 @pytest.mark.parametrize("loop_norm", [True, False])
 @pytest.mark.parametrize("row", ABLATION_ROWS)

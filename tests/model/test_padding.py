@@ -6,6 +6,8 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache
 
+FAMILIES = ("dense", "experts")
+
 TOLERANCE = {"rtol": 0, "atol": 1e-4}  # float32; a leak moves logits by 0.01 and more
 LENGTHS = [9, 3, 1, 6]
 # what callers write into the positions of left pads; None leaves positions to the model

@@ -7,6 +7,8 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
+FAMILIES = ("dense", "experts")
+
 TOLERANCE = {"rtol": 0, "atol": 6e-5}  # float32 summation order
 
 # a row each: pads on the left, on the right, inside, everywhere, nowhere, a real token first, last, alone

@@ -10,6 +10,8 @@ from modeling_plt.blocks_plt import visible_in_blocks
 from modeling_plt.modeling_plt import PLTDecoderLayer
 from modeling_plt.passes_plt import needed_positions
 
+FAMILIES = ("dense", "experts")
+
 TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 summation order
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ReferencePLT
-from tiny import tiny_ids, tiny_model
+from tiny import EXPERTS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache
 
@@ -12,7 +12,8 @@ from modeling_plt import PLTCache
 @st.composite
 def configs(draw):
     num_key_value_heads = draw(st.sampled_from([1, 2]))
-    return {
+    of_experts = EXPERTS | {"norm_topk_prob": draw(st.booleans())} if draw(st.booleans()) else {}
+    return of_experts | {
         "num_loops": draw(st.integers(1, 4)),
         "loop_shift": draw(st.booleans()),
         "loop_attention": draw(st.sampled_from(["gated_window", "gated_window", "shared", "own"])),
@@ -21,12 +22,19 @@ def configs(draw):
         "embedding_scale": draw(st.sampled_from([0.3, 1.0])),
         "hidden_scale": draw(st.sampled_from([0.4, 1.0])),
         "loop_norm": draw(st.booleans()),
+        "qk_norm": draw(st.sampled_from(["none", "head", "whole"])),
         "num_hidden_layers": draw(st.integers(1, 2)),
         "num_key_value_heads": num_key_value_heads,
         "num_attention_heads": num_key_value_heads * draw(st.integers(1, 3)),
         "hidden_size": 16,
         "seed": draw(st.integers(0, 3)),
     }
+
+
+def in_float64(config):
+    model = tiny_model(**config).double()
+    model.set_experts_implementation("batched_mm")  # grouped kernels have no float64
+    return model
 
 
 @st.composite
@@ -50,7 +58,7 @@ def padded_batches(draw):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(config=configs(), batch=padded_batches(), give_positions=st.booleans())
 def test_cached_chunks_of_a_padded_batch_equal_each_row_alone(config, batch, give_positions):
-    model = tiny_model(**config).double()
+    model = in_float64(config)
     input_ids, mask, sizes = batch
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache, logits, start = PLTCache(model.config), [], 0
@@ -75,7 +83,7 @@ def test_cached_chunks_of_a_padded_batch_equal_each_row_alone(config, batch, giv
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(config=configs(), lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4), seed=st.integers(0, 9))
 def test_packed_documents_equal_documents_alone(config, lengths, seed):
-    model = tiny_model(**config).double()
+    model = in_float64(config)
     input_ids = tiny_ids(1, sum(lengths), seed)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     with torch.no_grad():
@@ -88,7 +96,7 @@ def test_packed_documents_equal_documents_alone(config, lengths, seed):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(config=configs(), data=st.data())
 def test_drafts_taken_back_leave_no_trace(config, data):
-    model = tiny_model(**config).double()
+    model = in_float64(config)
     input_ids = tiny_ids(1, 24, data.draw(st.integers(0, 9)))
     cache = PLTCache(model.config)
     cache.activate_past_recording()

@@ -8,6 +8,8 @@ from clean_process import put_into_hub_cache, run_in_clean_process
 from safetensors.torch import load_file, save_file
 from tiny import tiny_ids, tiny_model
 
+FAMILIES = ("dense", "experts")
+
 EDIT = """
 
 exact = shift

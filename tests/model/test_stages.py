@@ -19,6 +19,8 @@ from configuration_plt import PLTConfig, Stage
 from modeling_plt import PLTCache, PLTForCausalLM, PLTStaticCache
 from modeling_plt.names_plt import THEIRS
 
+FAMILIES = ("dense", "experts")
+
 
 def expected(model, ids):
     """Logits `[T, V]` of the reference."""

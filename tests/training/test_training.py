@@ -14,6 +14,8 @@ from transformers.data import DataCollatorWithFlattening
 import modeling_plt
 from modeling_plt import PLTForCausalLM
 
+FAMILIES = ("dense", "experts")
+
 
 def gradients(model, input_ids, **kwargs):
     model.zero_grad()
