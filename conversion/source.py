@@ -44,7 +44,10 @@ class Source:
         if self.reference_class is not None:
             # transformers writes only what differs from its defaults; the rest must be checked too
             complete = self.reference_config(config)[1]
-            config = {name: value for name, value in config.items() if name not in LEGACY_ROPE} | complete
+            # under one name each, where transformers and the hub spell a field in two ways
+            two_names = CONFIG_MAPPING[self.model_type].attribute_map.items()
+            spelled = {*LEGACY_ROPE, *(name for pair in two_names for name in pair)}
+            config = {name: value for name, value in config.items() if name not in spelled} | complete
         fields = Fields(config)
         taken = self.read_fields(fields)
         fields.refuse_rest(ignored)
@@ -66,11 +69,15 @@ class Source:
                 "`model_type`."
             )
         config_class = CONFIG_MAPPING[self.model_type]
-        names = {field.name for field in dataclass_fields(config_class)} - HARMLESS | {*LEGACY_ROPE}
+        aliases = {name for pair in config_class.attribute_map.items() for name in pair}
+        declared = {field.name for field in dataclass_fields(config_class)} - HARMLESS
+        # `head_dim` is read by some that do not declare it
+        names = declared | aliases | {*LEGACY_ROPE, "head_dim"}
         known = {name: value for name, value in config.items() if name in names}
         try:
             reference = config_class.from_dict(copy.deepcopy(known))  # which adds to nested values
-            return reference, reference.to_dict()
+            others = {name: value for name, value in reference.to_dict().items() if name not in aliases}
+            return reference, others | {name: getattr(reference, name) for name in declared & aliases}
         except (StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"transformers' {self.title} must accept the source's config, got: {error}") from error
 

@@ -6,18 +6,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+from ..plan.computed import find_derivations
+from ..reading.checkpoint import StoredTensor
 
 
 def streamed_model(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, load: Callable[[str], Tensor]
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, StoredTensor]
 ) -> PreTrainedModel:
     """A Llama-like causal language model that loads each layer, in float32, whenever that layer runs.
 
     Args:
-        load: returns the tensor for a parameter's name.
+        tensors: by their names in files.
     """
     with torch.device("meta"):
         model = model_class(config).eval()
+    load = by_parameter(model, tensors)
     decoder = model.model
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)  # its tables are computed, not loaded
     for name, parameter in decoder.named_parameters(recurse=False):
@@ -28,6 +34,20 @@ def streamed_model(
     for unit, prefix in units.items():
         load_while_running(unit, prefix, load)
     return model
+
+
+def by_parameter(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> Callable[[str], Tensor]:
+    """Loads what a parameter of the model holds, which files may have in parts: the experts of a layer, one by one."""
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    for renaming in (each for each in conversions if isinstance(each, WeightRenaming)):
+        tensors = {renaming.rename_source_key(name)[0]: tensor for name, tensor in tensors.items()}
+    converters = tuple(each for each in conversions if isinstance(each, WeightConverter))
+    derivations = {each.name: each for each in find_derivations(tensors, converters, model.config)}
+
+    def load(name: str) -> Tensor:
+        return derivations[name].compute()[name] if name in derivations else tensors[name].load()
+
+    return load
 
 
 def load_while_running(unit: nn.Module, prefix: str, load: Callable[[str], Tensor]) -> None:

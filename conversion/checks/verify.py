@@ -100,7 +100,7 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
 @torch.inference_mode()
 def plt_logits(config: PLTConfig, checkpoint: Checkpoint, input_ids: Tensor) -> Tensor:
     """Logits `[B, T, V]` that a checkpoint gives under a config."""
-    model = streamed_model(PLTForCausalLM, config, lambda name: checkpoint.tensors[name].load())
+    model = streamed_model(PLTForCausalLM, config, checkpoint.tensors)
     with progress(model, config):
         return model(input_ids, use_cache=False).logits
 
@@ -120,7 +120,7 @@ def reference_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids:
         )
     config = exact.source.reference_config(exact.checkpoint.config)[0]
     config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
-    model = streamed_model(model_class, config, lambda name: exact.checkpoint.tensors[name].load())
+    model = streamed_model(model_class, config, exact.checkpoint.tensors)
     with progress(model, exact.config):
         states = model.model.embed_tokens(input_ids)
         for _ in stage.loops:

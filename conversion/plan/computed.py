@@ -7,9 +7,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.core_model_loading import WeightConverter, dot_natural_key
-
-from configuration_plt import PLTConfig
 
 from ..error_text import named
 from ..reading.checkpoint import DTYPES, StoredTensor
@@ -22,7 +21,7 @@ class Derivation:
     name: str  # of the first tensor that it makes
     converter: WeightConverter
     stored: tuple[tuple[str, StoredTensor], ...]  # each with the converter's pattern for it, in the order of its list
-    config: PLTConfig  # which operations may read
+    config: PreTrainedConfig  # which operations may read
 
     @cached_property
     def outline(self) -> dict[str, Tensor]:
@@ -52,7 +51,7 @@ class Derivation:
 
 
 def find_derivations(
-    tensors: dict[str, StoredTensor], converters: tuple[WeightConverter, ...], config: PLTConfig
+    tensors: dict[str, StoredTensor], converters: tuple[WeightConverter, ...], config: PreTrainedConfig
 ) -> list[Derivation]:
     """The uses of converters on the tensors of a source; the first converter that a name matches takes it.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
@@ -32,6 +33,9 @@ class Part:
     name: str  # of the first
     nbytes: int
     load: Callable[[], dict[str, Tensor]]
+
+    def size_of(self) -> int:
+        return self.nbytes
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ def expected_shapes(config: PLTConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a PLT of this config saves."""
     with torch.device("meta"):
         model = PLTForCausalLM(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    return shapes
+        del parameters["lm_head.weight"]
+    # files hold a matrix per expert, the model one tensor of all
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, parameters).items()}

@@ -46,8 +46,13 @@ def check_sizes(shapes: Shapes, config: PLTConfig) -> None:
         "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
         f"{LAYER}self_attn.q_proj.weight": (config.num_attention_heads * config.head_dim, config.hidden_size),
         f"{LAYER}self_attn.k_proj.weight": (config.num_key_value_heads * config.head_dim, config.hidden_size),
-        f"{LAYER}mlp.gate_proj.weight": (config.intermediate_size, config.hidden_size),
     }
+    if config.is_sparse(0):
+        assert config.moe_intermediate_size is not None  # of a config with experts
+        by_size[f"{LAYER}mlp.experts.0.gate_proj.weight"] = (config.moe_intermediate_size, config.hidden_size)
+        by_size[f"{LAYER}mlp.gate.weight"] = (config.num_experts, config.hidden_size)
+    else:
+        by_size[f"{LAYER}mlp.gate_proj.weight"] = (config.intermediate_size, config.hidden_size)
     missing = [name for name in by_size if name not in shapes]
     if missing:
         raise ValueError(f"The weights do not fit the config: missing {some(missing)}.")

@@ -143,6 +143,11 @@ def file_inside(folder: Path, name: str, index_file: str) -> Path:
     return folder / name
 
 
+def shard_name(number: int, count: int) -> str:
+    """The name of one of `count` safetensors files, numbered from 1."""
+    return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> None:
     """Write the file name of every tensor and the bytes of all, unless there is only the single file."""
     if set(weight_map.values()) == {SINGLE_FILE}:

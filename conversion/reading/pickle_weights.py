@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..error_text import bytes_of, named, shown
-from .checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, weight_files, write_index
+from .checkpoint import DTYPES, INDEX_FILE, SINGLE_FILE, shard_name, weight_files, write_index
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -31,7 +31,7 @@ def unpickle(folder: Path, target: Path) -> None:
     total = 0
     for number, file in enumerate(tqdm(files, desc="Reading pickles", unit="file"), start=1):
         tensors = read_pickle(file)
-        name = SINGLE_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        name = shard_name(number, len(files))
         # tied tensors share memory in a pickle, which safetensors refuses
         save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, target / name)
         weight_map |= dict.fromkeys(tensors, name)

@@ -12,7 +12,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     return llama_fields(fields) | {
         "num_loops": 1,
         "attention_bias": fields.take("attention_bias", bool, False),
-        "qk_norm": True,
+        "qk_norm": "head",
     }
 
 

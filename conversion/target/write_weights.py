@@ -2,7 +2,6 @@
 """Writing the weights as safetensors: what is kept is mapped from the source's files and never rounded."""
 
 from collections.abc import Callable
-from operator import attrgetter
 from pathlib import Path
 
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
@@ -22,10 +21,7 @@ def write_weights(plan: Plan, folder: Path, advance: Callable[[int], object]) ->
     """
     parts = {part.name: part for part in plan.parts()}
     files = split_state_dict_into_shards_factory(
-        parts,
-        get_storage_size=attrgetter("nbytes"),
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=LARGEST,
+        parts, get_storage_size=Part.size_of, filename_pattern="model{suffix}.safetensors", max_shard_size=LARGEST
     )
     weight_map: dict[str, str] = {}
     for file, names in files.filename_to_tensors.items():

@@ -17,12 +17,18 @@ from conversion_plt.error_text import LONGEST_MESSAGE
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
 PLAIN = {
     "llama": {},
     "llama-biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None, "head_dim": 12},
     "qwen2": {},
     "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
+    "qwen3_moe": EXPERTS
+    | {"head_dim": 12, "moe_intermediate_size": 24, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "qwen2_moe": EXPERTS | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 16},
+    "olmoe": EXPERTS | {"pad_token_id": 0, "eos_token_id": 2, "norm_topk_prob": False},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
 }
 LOAD_IN_CLEAN_PROCESS = """
 import sys

@@ -25,9 +25,9 @@ def logits(model, input_ids):
     return model.eval()(input_ids, use_cache=False).logits
 
 
-@pytest.fixture
-def plain(tmp_path):
-    model = plain_model("qwen3")
+@pytest.fixture(params=["qwen3", "qwen3_moe", "olmoe"])
+def plain(tmp_path, request):
+    model = plain_model(request.param)
     model.save_pretrained(tmp_path / "source")
     return model
 

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen3-MoE: a plain decoder with experts, that norms queries and keys."""
+
+from typing import Any
+
+from ..reading.experts import expert_fields, sparse_layer_fields
+from ..reading.fields import Fields, llama_fields, refuse_sliding_window
+from ..source import PLAIN_DECODER, Source
+
+
+def read_fields(fields: Fields) -> dict[str, Any]:
+    refuse_sliding_window(fields)
+    return (
+        llama_fields(fields)
+        | expert_fields(fields)
+        | sparse_layer_fields(fields)
+        | {
+            "num_loops": 1,
+            "attention_bias": fields.take("attention_bias", bool, False),
+            "qk_norm": "head",
+            "moe_intermediate_size": fields.take("moe_intermediate_size", int),
+            "norm_topk_prob": fields.take("norm_topk_prob", bool),
+        }
+    )
+
+
+SOURCE = Source(
+    model_type="qwen3_moe",
+    title="Qwen3-MoE",
+    becomes=PLAIN_DECODER,
+    read_fields=read_fields,
+    reference_class="Qwen3MoeForCausalLM",
+)
