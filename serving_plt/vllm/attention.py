@@ -77,7 +77,7 @@ class PLTAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
         )
         self.q_norm = self.k_norm = None
-        if config.qk_norm:
+        if config.qk_norm == "head":
             self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.rotary_emb = get_rope(config.head_dim, config.max_position_embeddings, True, config.rope_parameters)

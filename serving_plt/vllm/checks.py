@@ -12,6 +12,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.v1.kv_cache_interface import kv_cache_uses_per_token_head_scales
 
+from configuration_plt import PLTConfig
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -76,6 +78,21 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
         )
 
 
+def check_layers(config: PLTConfig) -> None:
+    """ValueError for layers that the plugin's model does not have."""
+    if len(config.stages) > 1:
+        raise ValueError(
+            f"The plugin serves models whose loop runs through all layers, in one stage, got {len(config.stages)}."
+        )
+    if config.num_experts > 0:
+        raise ValueError(
+            f"The plugin serves models without experts: `num_experts` must be 0, got {config.num_experts}; "
+            "`generate` runs them."
+        )
+    if config.qk_norm == "whole":
+        raise ValueError("The plugin norms queries and keys of each head: `qk_norm` must not be 'whole'.")
+
+
 def check_step() -> None:
     """Raise ValueError if the step runs for graphs of its parts, which vLLM may turn to after `check_graphs`."""
     mode = get_forward_context().cudagraph_runtime_mode
@@ -97,10 +114,7 @@ class Checks(VerifyAndUpdateConfig):
             ValueError: with one sentence on the asked and the possible value.
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
-        if len(config.stages) > 1:
-            raise ValueError(
-                f"The plugin serves models whose loop runs through all layers, in one stage, got {len(config.stages)}."
-            )
+        check_layers(config)
         compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(

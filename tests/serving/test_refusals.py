@@ -111,3 +111,17 @@ def test_layers_outside_of_the_loop():
     config = SimpleNamespace(model_config=SimpleNamespace(hf_config=Cut()), parallel_config=None)
     with pytest.raises(ValueError, match="in one stage, got 2"):
         Checks.verify_and_update_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, "`num_experts` must be 0, got 4"),
+        ({"qk_norm": "whole"}, "`qk_norm` must not be 'whole'"),
+    ],
+    ids=["experts", "norms of all heads"],
+)
+def test_layers_that_the_plugin_lacks(fields, message):
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=PLTConfig(**fields)), parallel_config=None)
+    with pytest.raises(ValueError, match=message):
+        Checks.verify_and_update_config(config)
