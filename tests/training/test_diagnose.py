@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import ReferencePLT
 from three_stages import NUM_BEFORE, Cut, three_stages
-from tiny import ABLATION_ROWS, tiny_ids, tiny_model
+from tiny import ABLATION_ROWS, EXPERTS, tiny_ids, tiny_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_plt import PLTForCausalLM
@@ -16,6 +16,7 @@ from training_plt.diagnose.diagnostics import choose_loops, diagnose
 from training_plt.diagnose.plots import plot_gates
 
 SEQUENCES = [tiny_ids(1, length, seed=length)[0] for length in (9, 5, 1)]
+OF_EXPERTS = {"expert_overlap", "expert_load"}
 KEYS = {"step_size", "update_cosine", "effective_rank", "offset_cost", "refinement_gain", "mean_gate", "loss"}
 
 
@@ -79,7 +80,8 @@ def naive(model, sequences, num_before):
 
 def assert_equals_naive(model, sequences, num_before=0):
     results, expected = diagnose(model, iter(sequences)), naive(model, sequences, num_before)
-    assert results.keys() == KEYS
+    assert results.keys() == KEYS | OF_EXPERTS
+    assert [results.pop(name) for name in sorted(OF_EXPERTS)] == [[], []]
     for name, values in results.items():
         numbers = np.array(values, dtype=float)  # None becomes NaN
         assert numbers.shape[-1] == model.config.num_loops, name
@@ -216,3 +218,27 @@ def test_wrong_arguments_are_refused(argument, capsys):
     with pytest.raises(SystemExit):
         main(["--model", "m", "--text", "t", "--output", "o", argument])
     assert argument.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_before", [0, NUM_BEFORE])
+@pytest.mark.parametrize("num_loops", [1, 3])
+def test_routing_equals_that_of_the_reference(num_loops, num_before):
+    fields = {"num_loops": num_loops, "decoder_sparse_step": 2, **EXPERTS}
+    model = three_stages(cut="prelude", **fields) if num_before else tiny_model(num_hidden_layers=4, **fields).double()
+    model.set_experts_implementation("batched_mm")  # grouped kernels have no float64
+    results = diagnose(model, SEQUENCES)
+    stage, k = model.config.looped_stage, EXPERTS["num_experts_per_tok"]
+    sparse = [layer_idx for layer_idx in stage.layers if layer_idx % 2 == 1]
+    chosen = {layer_idx: [] for layer_idx in sparse}  # of each token: the sets of its loops
+    for input_ids in SEQUENCES:
+        reference = ReferencePLT(model.config, model.state_dict(), num_before)
+        reference.loop_states(input_ids.tolist())
+        for layer_idx in sparse:
+            sets = [set(of) for name, _, of in reference.routed if name == f"model.layers.{layer_idx}.mlp"]
+            chosen[layer_idx] += [sets[start : start + num_loops] for start in range(0, len(sets), num_loops)]
+    for layer_idx, overlap, load in zip(sparse, results["expert_overlap"], results["expert_load"], strict=True):
+        tokens = chosen[layer_idx]
+        common = [np.mean([len(loops[0] & loops[r]) / k for loops in tokens]) for r in range(1, num_loops)]
+        assert overlap[0] is None and overlap[1:] == pytest.approx(common)
+        choices = [expert for loops in tokens for experts in loops for expert in experts]
+        assert load == pytest.approx([choices.count(expert) / len(choices) for expert in range(5)])

@@ -90,6 +90,12 @@ def reading(effective_rank: list[float]) -> str:
     return f"{rule}, as loop {chosen} (counted from 0) does not raise it (effective rank {ranks})."
 
 
+def loads(expert_load: list[list[float]]) -> str:
+    """How evenly experts are used, in one line."""
+    shares = [f"{min(load):.3f} to {max(load):.3f}" for load in expert_load]
+    return f"Share of choices per expert, 1 / E = {1 / len(expert_load[0]):.3f} if even: {'; '.join(shares)} by layer."
+
+
 def describe(args: DiagnoseArguments, config: PLTConfig, sequences: tuple[Tensor, ...]) -> dict:
     """The setting in which the numbers were measured."""
     mechanisms = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "gate_input", "loop_norm")
@@ -121,9 +127,13 @@ def main(arguments: list[str] | None = None) -> None:
     if config.has_gate:
         plot_gates(results["mean_gate"], config.looped_stage.layers).savefig(output / "gates.png", dpi=150)
         table["mean_gate"] = pd.DataFrame(results["mean_gate"], dtype=float).mean()
+    if results["expert_overlap"]:
+        table["expert_overlap"] = pd.DataFrame(results["expert_overlap"], dtype=float).mean()
     print(table.to_markdown(floatfmt=".4g"))
+    if results["expert_load"]:
+        print(loads(results["expert_load"]))
     print(line)
-    tokens, loops = sum(map(len, sequences)), config.num_loops
+    tokens, loops = sum(map(len, sequences)), len(results["loss"])
     say_what_was_made(
         f"diagnostics of {args.model}, num_loops={loops}, on {tokens:,} tokens",
         output,

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each loop adds on a text: the diagnostics of LoopCoder-v2 (arXiv 2606.18023), by which a loop count is chosen.
 
-L loops, N looped layers, T tokens of a sequence, D hidden, H query heads, V vocabulary. `H[r]` are the normed states
-of loop r, which the head reads, also in models whose later loops read them without the norm (`loop_norm=False`).
+L loops, N looped layers, M of them with experts, T tokens of a sequence, D hidden, H query heads, V vocabulary.
+
+`H[r]` are the normed states of loop r, which the head reads, also in models whose later loops read them without the
+norm (`loop_norm=False`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
+
+from .routing import Routing
 
 MEANS = ("step_size", "update_cosine", "offset_cost", "refinement_gain", "loss")
 
@@ -35,6 +39,9 @@ def diagnose(model: PLTForCausalLM, sequences: Iterable[Tensor]) -> dict[str, li
         refinement_gain: mean KL divergence of a loop's prediction from that of the loop before, from loop 1 on.
         mean_gate: N such lists, one per looped layer; means over tokens and heads, from loop 1 on.
         loss: mean cross entropy of the next token, over the tokens of a sequence but its first.
+        expert_overlap: M such lists, one per looped layer with experts; the share of a token's experts in loop 0 that
+            it is sent to in loop r too, from loop 1 on. Loops that choose at random have k / E of them in common.
+        expert_load: of each of these layers the share of all choices that fall on each of its E experts.
 
     Raises:
         NotImplementedError: layers follow the loop, so that the head cannot read its states.
@@ -78,13 +85,17 @@ class Totals:
         self.means = {name: LoopMeans(len(stage.loops)) for name in MEANS}
         self.gates = [LoopMeans(len(stage.loops)) for _ in stage.layers]
         size = (len(stage.loops), config.hidden_size, config.hidden_size)
+        self.routing = Routing(config)
         self.gram = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(self, model: PLTForCausalLM, input_ids: Tensor) -> None:
         """A sequence of token ids `[T]`."""
         self.num_tokens += len(input_ids)
+        wanted = {"output_loop_hidden_states": True, "output_router_logits": bool(self.routing.layers)}
         with recorded_gates(model) as gates:
-            outputs = model.model(input_ids[None], output_loop_hidden_states=True, use_cache=False)
+            outputs = model.model(input_ids[None], use_cache=False, **wanted)
+        if self.routing.layers:
+            self.routing.add(outputs.router_logits)
         self.add_states(torch.cat(outputs.loop_hidden_states).double())
         self.add_predictions(model.lm_head, outputs.loop_hidden_states, input_ids)
         for means, calls in zip(self.gates, gates, strict=True):
@@ -122,6 +133,7 @@ class Totals:
         return {name: means.results() for name, means in self.means.items()} | {
             "effective_rank": ranks,
             "mean_gate": gates,
+            **self.routing.results(),
         }
 
 
