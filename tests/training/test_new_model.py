@@ -8,6 +8,7 @@ from training_texts import byte_tokenizer
 from transformers import DataCollatorForLanguageModeling
 
 from modeling_plt import PLTForCausalLM
+from training_plt.command.runs import count
 from training_plt.pretrain.new_model import ModelArguments, build_config, warn_of_scale
 from training_plt.pretrain.presets import PRESETS
 
@@ -43,7 +44,16 @@ def test_published_models_have_as_many_parameters(tokenizer, preset, fields, exp
 
 def test_every_preset_starts_its_states_about_as_small_as_its_embeddings(tokenizer):
     scales = {name: build_config(ModelArguments(preset=name), tokenizer).hidden_scale for name in PRESETS}
-    assert scales == {"tiny": 0.05, "plt-1.2b": 0.02, "loopcoder-v2-7b": 0.053}
+    expected = {"tiny": 0.05, "tiny-moe": 0.05, "plt-1.2b": 0.02, "olmoe-1b-7b": 0.02, "loopcoder-v2-7b": 0.053}
+    assert scales == expected
+
+
+def test_of_experts_those_are_active_to_which_a_token_is_sent(tokenizer):
+    with torch.device("meta"):
+        model = PLTForCausalLM(build_config(ModelArguments(preset="olmoe-1b-7b", set=["num_loops=1"]), tokenizer))
+    assert round(model.num_parameters() / 1e9, 1) == 6.9
+    assert round(model.num_active_parameters() / 1e9, 1) == 1.3
+    assert count(model) == "6,919,161,856, active 1,282,017,280"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -32,6 +32,8 @@ output = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens
 assert output.shape[1] == 9 and model.config.use_cache
 """
 
+EXPERTS = ["num_experts=4", "num_experts_per_tok=2", "moe_intermediate_size=16"]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -116,6 +118,8 @@ def test_sample_text_follows_each_evaluation_and_the_end_says_what_was_made(fold
         pytest.param([], id="whole"),
         pytest.param(["--streaming", "--tokenizer", "TOKENIZER"], id="streaming"),
         pytest.param(["--muon"], id="muon"),
+        pytest.param(["--set", *EXPERTS], id="experts"),
+        pytest.param(["--muon", "--set", *EXPERTS], id="muon, experts"),
         pytest.param(["--earlier-loops-weight", "0.1", "--gradient-accumulation-steps", "2"], id="earlier-loops"),
     ],
 )

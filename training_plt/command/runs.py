@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, SchedulerType, Trainer, Traini
 from transformers.training_args import OptimizerNames
 
 from configuration_plt import PLTConfig
+from modeling_plt import PLTForCausalLM
 
 from ..data.packing import PackingCollator, pack
 from ..data.texts import TextArguments
@@ -66,13 +67,19 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
+def count(model: PLTForCausalLM) -> str:
+    """The number of parameters, and of those that a token is computed with if they are fewer."""
+    total, active = model.num_parameters(), model.num_active_parameters()
+    return f"{total:,}" if active == total else f"{total:,}, active {active:,}"
+
+
 def facts_of(trainer: Trainer, texts: TextArguments) -> dict[str, Any]:
     """What the card says of a run that has been evaluated at its end."""
     args, state = trainer.args, trainer.state
     model: Any = trainer.model
     losses = [entry for entry in state.log_history if "loss" in entry]
     return {
-        "parameters": f"{model.num_parameters():,}",
+        "parameters": count(model),
         "loops": model.config.num_loops,
         "texts": texts.dataset or f"the standard library of Python {sys.version.split()[0]}",
         "tokens, fill included": f"{state.num_input_tokens_seen:,}",

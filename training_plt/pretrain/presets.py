@@ -19,6 +19,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.06,
         "tie_word_embeddings": True,
     },
+    # the same with 8 experts, 2 for each token, which together are as wide as its MLP
+    "tiny-moe": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "sliding_window": 16,
+        "hidden_scale": 0.05,
+        "initializer_range": 0.06,
+        "tie_word_embeddings": True,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 192,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.01,
+    },
     # the dense model of arXiv 2510.24824; its MLP of 16384 is read as 8192 each for the gate and the up projection,
     # because three matrices of 16384 would make 1.8B without embeddings; the vocabulary is not published
     "plt-1.2b": {
@@ -31,6 +49,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sliding_window": 64,
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
+    # the open mixture of experts of arXiv 2510.24824, OLMoE (arXiv 2409.02060): 6.9B parameters, 1.3B of them active
+    "olmoe-1b-7b": {
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 4096,
+        "sliding_window": 64,
+        "rms_norm_eps": 1e-5,
+        "qk_norm": "whole",
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1024,
+        "router_aux_loss_coef": 0.01,
     },
     # arXiv 2606.18023; a published window of 64 is 65 keys with the current token
     "loopcoder-v2-7b": {
