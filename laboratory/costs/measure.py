@@ -93,6 +93,7 @@ def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
     rows = [row for row in ROWS.values() if names is None or row == PLAIN or row.name in names]
     config = row_config(fields, PLAIN)
     own_bias = config.attention_output_bias != config.attention_bias
-    if LLAMA in rows and (config.qk_norm or config.sandwich_norm or own_bias):
+    beyond_llama = config.qk_norm != "none" or config.num_experts or config.sandwich_norm or own_bias
+    if LLAMA in rows and beyond_llama:
         raise ValueError("`--set` gives the model what Llama does not have: leave the row llama out with `--rows`.")
     return rows

@@ -36,9 +36,19 @@ class Language:
         return as_blocks(text[starts + torch.arange(self.length)])
 
     def test(self) -> Examples:
+        blocks, step = self.held_out()
+        return as_blocks(blocks[::step][: self.num_tests])
+
+    def validation(self) -> Examples:
+        """As many blocks between those of the test."""
+        blocks, step = self.held_out()
+        return as_blocks(blocks[step // 2 :: step][: self.num_tests])
+
+    def held_out(self) -> tuple[Tensor, int]:
+        """All blocks of the held-out text, and how many there are for each of the test."""
         text = tokens_of("test")
         blocks = text[: len(text) // self.length * self.length].view(-1, self.length)
-        return as_blocks(blocks[:: max(len(blocks) // self.num_tests, 1)][: self.num_tests])
+        return blocks, max(len(blocks) // self.num_tests, 1)
 
     def describe(self) -> dict[str, Any]:
         return asdict(self) | {"bytes_of_package": BYTES_OF_PACKAGE} | facts()

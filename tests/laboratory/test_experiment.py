@@ -14,6 +14,7 @@ from laboratory import setting
 from laboratory.healing import __main__ as healing_study
 from laboratory.tasks import __main__ as command
 from laboratory.tasks import load, names
+from laboratory.tasks.experts import EXPERTS
 from laboratory.tasks.harness import python_text
 from laboratory.tasks.harness.definition import Cell, Experiment, Run
 from laboratory.tasks.harness.examples import NO_ANSWER, Examples
@@ -76,10 +77,26 @@ def test_rows_of_one_depth_have_as_many_parameters_but_for_the_gate(name):
     found = load(name)
     models = [build(Run(found, cell, 1e-3, 1)) for cell in found.cells if not cell.row.startswith("deep")]
     sizes = {
-        (model.config.num_hidden_layers, sum(p.numel() for n, p in model.named_parameters() if "plt_gate" not in n))
+        (model.config.num_hidden_layers, model.config.num_experts)
+        + (sum(p.numel() for n, p in model.named_parameters() if "plt_gate" not in n),)
         for model in models
     }
-    assert len(sizes) == len({layers for layers, _ in sizes})
+    assert len(sizes) == len({each[:2] for each in sizes})
+
+
+def test_experts_have_as_many_active_parameters_as_dense_models_but_for_the_router():
+    models = {cell.name: build(Run(load("experts"), cell, 1e-3, 1)) for cell in load("experts").cells}
+    for row in ("plain", "loop-2", "plt-2"):
+        dense, sparse = models[row], models[f"{row}, experts 8"]
+        assert sparse.num_active_parameters() - dense.num_parameters() == 2 * 8 * 64  # the routers of two layers
+
+
+def test_a_run_of_experts_says_how_alike_its_loops_choose():
+    cell = Cell("plt-2", EXPERTS)
+    result = measure(Run(dataclasses.replace(FAST, cells=(cell,)), cell, 3e-3, 1))
+    overlap = [of_layer[1] for of_layer in result["expert_overlap"]]
+    assert all(0 < share <= 1 for share in overlap) and result["active_parameters"] < result["parameters"]
+    assert all(sum(load) == pytest.approx(1) for load in result["expert_load"])
 
 
 def test_a_run_writes_what_it_did(tmp_path):

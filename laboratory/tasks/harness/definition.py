@@ -13,7 +13,8 @@ from measuring_plt.rows import ALL_ROWS
 
 from .examples import Examples
 
-SHORT = {"sliding_window": "window", "num_hidden_layers": "layers"}
+SHORT = {"sliding_window": "window", "num_hidden_layers": "layers", "num_experts": "experts"}
+UNNAMED = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef")
 TUNING_SEED = 0  # of runs that choose a learning rate; no table shows them
 TEST_SEED, VALIDATION_SEED = 123_456_789, 987_654_321  # far from the seeds of runs
 SMEAR = "smear"
@@ -91,7 +92,8 @@ class Cell:
     @property
     def name(self) -> str:
         """As in `plt-2, window 8, layers 1`."""
-        parts = [f"{SHORT.get(name, name)} {value}" for name, value in self.fields.items()]
+        named = {name: value for name, value in self.fields.items() if name not in UNNAMED}
+        parts = [f"{SHORT.get(name, name)} {value}" for name, value in named.items()]
         parts += [f"{self.frozen} frozen"] if self.frozen else []
         parts += [f"{self.longer} times the steps"] if self.longer > 1 else []
         return ", ".join([self.label, *parts])

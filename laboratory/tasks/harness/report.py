@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and a plot of an experiment's results."""
 
+import math
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -30,6 +32,10 @@ def points_of(result: dict, metric: str) -> list[dict]:
     """A line for each group of a run."""
     names = ("cell", "row", "layers", "seed", "learning_rate", "parameters", "steps", "seconds", "commit")
     common = {name: result[name] for name in names}
+    if "expert_overlap" in result:
+        common["active parameters"] = result["active_parameters"]
+        later = [loop for of_layer in result["expert_overlap"] for loop in of_layer[1:]]
+        common["expert overlap"] = sum(later) / len(later) if later else math.nan
     return [
         common | {"group": score["group"], "count": score["count"], "score": score[metric]}
         for score in result["scores"]
@@ -40,7 +46,7 @@ def overall(points: pd.DataFrame) -> pd.DataFrame:
     """A line per run: its score over all answers."""
     weighted = points.assign(score=points["score"] * points["count"])
     names = [name for name in points if name not in ("group", "count", "score")]
-    sums = weighted.groupby(names, sort=False)[["score", "count"]].sum()
+    sums = weighted.groupby(names, sort=False, dropna=False)[["score", "count"]].sum()
     return (sums["score"] / sums["count"]).rename("score").reset_index()
 
 
@@ -60,6 +66,8 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
     for name in ("learning_rate", "parameters", "seconds"):
         table[name.replace("_", " ")] = cells[name].mean().to_numpy()
     table["parameters"] = table["parameters"].astype(int)
+    for name in (name for name in ("active parameters", "expert overlap") if name in runs):
+        table[name] = cells[name].mean().to_numpy()
     table["seeds"] = cells["seed"].nunique().to_numpy()
     return table.drop(columns="row").dropna(axis="columns", how="all")
 

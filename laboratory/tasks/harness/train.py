@@ -15,12 +15,14 @@ from torch.nn.functional import pad
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from modeling_plt import PLTForCausalLM
+from training_plt.diagnose.routing import Routing
 
 from ...setting import commit, machine
 from .definition import Run
 from .examples import NO_ANSWER, Examples, as_batch
 
 NUM_LOSSES = 20  # kept of a run
+NUM_ROUTED = 100  # sequences whose experts are looked at
 
 
 def measure(run: Run) -> dict:
@@ -41,14 +43,29 @@ def measure(run: Run) -> dict:
         trainer.train()
         test = task.validation() if run.asks_validation else task.test()
         predicted = torch.from_numpy(trainer.predict(test).predictions)
-    return run.settings() | {
-        "parameters": model.num_parameters(),
-        "scores": scores(predicted, test),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "seconds": round(time.perf_counter() - started, 1),
-        "commit": commit(),
-        "machine": machine(),
-    }
+    return (
+        run.settings()
+        | routing_of(model, test)
+        | {
+            "parameters": model.num_parameters(),
+            "scores": scores(predicted, test),
+            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "seconds": round(time.perf_counter() - started, 1),
+            "commit": commit(),
+            "machine": machine(),
+        }
+    )
+
+
+@torch.inference_mode()
+def routing_of(model: PLTForCausalLM, test: Examples) -> dict[str, Any]:
+    """Of a mixture of experts, the active parameters, and on some of the test its experts' overlap and load."""
+    routing = Routing(model.config)
+    if not routing.layers:
+        return {}
+    for input_ids in test.input_ids[:NUM_ROUTED].long():
+        routing.add(model.model.eval()(input_ids[None].to(model.device), output_router_logits=True).router_logits)
+    return {"active_parameters": model.num_active_parameters()} | routing.results()
 
 
 def build(run: Run) -> PLTForCausalLM:
