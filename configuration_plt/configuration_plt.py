@@ -86,7 +86,6 @@ OF_EXPERTS = (
     "shared_expert_intermediate_size",
     "shared_expert_gate",
     "output_router_logits",
-    "router_aux_loss_coef",
 )
 
 SEEN = {"own": "all", "gated_window": "window", "shared": "nothing"}  # what `loop_attention` lets later loops see
@@ -159,7 +158,8 @@ class PLTConfig(PreTrainedConfig):
     shared_expert_intermediate_size: int | None = count(None)  # of one more expert, which every token has
     shared_expert_gate: bool = True  # which a sigmoid weighs
     output_router_logits: bool = False
-    router_aux_loss_coef: float | int = scale(0.001)  # weight of the balance loss in training
+    # weight of the balance loss in training; 0.001, or 0 without experts: TRL asks for their logits where it is not 0
+    router_aux_loss_coef: float | int | None = scale(None)
 
     # no field: a switch of the run, which models show; release 0.1 saved it, and what is saved as False is heeded
     one_pass = True
@@ -171,6 +171,8 @@ class PLTConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = 0.001 if self.num_experts else 0.0
         if self.hidden_scale is None:
             self.hidden_scale = self.initializer_range
         if isinstance(self.qk_norm, bool):
@@ -275,7 +277,7 @@ class PLTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`qk_norm` must be 'none', 'head' or 'whole' in an edit or an override, got {self.qk_norm}."
             )
-        for name in ("num_key_value_heads", "attention_output_bias", "hidden_scale"):
+        for name in ("num_key_value_heads", "attention_output_bias", "hidden_scale", "router_aux_loss_coef"):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` may be None only when a config is made, not in an edit or an override.")
         if self.head_dim is None:
@@ -299,6 +301,13 @@ class PLTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`stages` must hold {self.num_hidden_layers} layers in order, and one of them at most several loops, "
                 f"got {self.stages}."
+            )
+
+    def validate_balance(self) -> None:
+        """Check that a weight of the balance loss has experts to balance."""
+        if self.num_experts == 0 and self.router_aux_loss_coef:
+            raise ValueError(
+                f"`router_aux_loss_coef` needs experts, got {self.router_aux_loss_coef} with `num_experts=0`."
             )
 
     def validate_experts(self) -> None:

@@ -515,6 +515,7 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         if labels is not None and aux_loss is not None and self.training:
             share = share_of_labels(labels, kwargs.get("num_items_in_batch"))
+            assert self.config.router_aux_loss_coef is not None  # the config has filled it in
             loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return PLTCausalLMOutputWithPast(
             loss=loss,

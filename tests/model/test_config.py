@@ -206,3 +206,13 @@ def test_layer_types_other_than_full_attention_are_refused():
     assert tiny_config().from_dict({"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}).num_loops == 2
     with pytest.raises(ValueError, match="`layer_types` must be 2 times 'full_attention'"):
         PLTConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2)
+
+
+@pytest.mark.parametrize(
+    "fields, weight",
+    [({}, 0.0), ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}, 0.001)],
+    ids=["dense", "experts"],
+)
+def test_the_balance_loss_has_a_weight_where_there_are_experts(fields, weight):
+    """TRL's trainers ask for router logits where it is not 0."""
+    assert tiny_config(**fields).router_aux_loss_coef == weight
