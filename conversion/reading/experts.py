@@ -20,9 +20,11 @@ def expert_fields(fields: Fields, num_experts: str = "num_experts") -> dict[str,
     }
 
 
-def sparse_layer_fields(fields: Fields) -> dict[str, Any]:
-    """Which layers have experts, as Qwen's configs say it."""
-    return {
+def qwen_expert_fields(fields: Fields) -> dict[str, Any]:
+    """The same, the width of an expert, and which layers have experts, as Qwen's configs say it."""
+    return expert_fields(fields) | {
+        "moe_intermediate_size": fields.take("moe_intermediate_size", int),
+        "norm_topk_prob": fields.take("norm_topk_prob", bool),
         "decoder_sparse_step": fields.take("decoder_sparse_step", int),
         "mlp_only_layers": fields.take("mlp_only_layers", list[int], None),
     }

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..reading.experts import expert_fields, sparse_layer_fields
+from ..reading.experts import qwen_expert_fields
 from ..reading.fields import Fields, llama_fields, refuse_sliding_window
 from ..source import PLAIN_DECODER, Source
 
@@ -12,14 +12,11 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     refuse_sliding_window(fields)
     return (
         llama_fields(fields)
-        | expert_fields(fields)
-        | sparse_layer_fields(fields)
+        | qwen_expert_fields(fields)
         | {
             "num_loops": 1,
             "attention_bias": fields.take("qkv_bias", bool, True),
             "attention_output_bias": False,
-            "moe_intermediate_size": fields.take("moe_intermediate_size", int),
-            "norm_topk_prob": fields.take("norm_topk_prob", bool),
             "shared_expert_intermediate_size": fields.take("shared_expert_intermediate_size", int),
         }
     )

@@ -5,32 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+TINY: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "sliding_window": 16,
+    "hidden_scale": 0.05,
+    "initializer_range": 0.06,
+    "tie_word_embeddings": True,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # minutes on a CPU
-    "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "sliding_window": 16,
-        "hidden_scale": 0.05,
-        "initializer_range": 0.06,
-        "tie_word_embeddings": True,
-    },
+    "tiny": TINY,
     # the same with 8 experts, 2 for each token, which together are as wide as its MLP
-    "tiny-moe": {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "sliding_window": 16,
-        "hidden_scale": 0.05,
-        "initializer_range": 0.06,
-        "tie_word_embeddings": True,
+    "tiny-moe": TINY
+    | {
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 192,
