@@ -4,8 +4,9 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,15 +28,16 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    # kept open: opening a file takes time for every tensor in it, and a mixture of experts has thousands
+    opened: Any = field(compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def load(self) -> Tensor:
-        """The tensor, mapped from the file: its memory is freed with it."""
-        with safe_open(self.file, framework="pt") as opened:
-            return opened.get_tensor(self.name)
+        """The tensor, mapped from the file."""
+        return self.opened.get_tensor(self.name)
 
 
 @dataclass(frozen=True)
@@ -170,4 +172,4 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
                 f"{named(name)} in {file.name} has dtype {dtype}; supported are {', '.join(DTYPES)}. "
                 "Quantized checkpoints must be dequantized first."
             )
-        yield StoredTensor(name, file, dtype, tuple(tensor.get_shape()))
+        yield StoredTensor(name, file, dtype, tuple(tensor.get_shape()), opened)

@@ -25,6 +25,7 @@ from converting import (
 )
 from huggingface_hub import metadata_load
 from reference import ReferencePLT
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -32,6 +33,7 @@ import conversion_plt.convert
 import conversion_plt.reading.hub
 import conversion_plt.target.write_weights
 import modeling_plt
+from conversion_plt.reading import checkpoint
 from conversion_plt.reading.checkpoint import open_checkpoint
 from conversion_plt.sources import all_sources
 from modeling_plt import PLTForCausalLM
@@ -343,3 +345,17 @@ def test_help_and_documents_name_every_source(capsys):
     for source in all_sources().values():
         assert source.model_type in output and source.title in output
         assert f"`{source.model_type}`" in page and source.becomes in page
+
+
+def test_a_file_of_many_tensors_is_opened_a_few_times(tmp_path, monkeypatch):
+    """Opening takes time for every tensor in the file, so opening for each takes the square of their number."""
+    plain_model("qwen3_moe").save_pretrained(tmp_path / "source")
+    opened = []
+
+    def noted(file, **kwargs):
+        opened.append(file)
+        return safe_open(file, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "safe_open", noted)
+    plt_convert(tmp_path / "source", tmp_path / "target")
+    assert 0 < len(opened) <= 6
