@@ -9,8 +9,9 @@ import pytest
 import torch
 from clean_process import run_in_clean_process
 from safetensors.torch import load_file
-from tiny import randomize, tiny_config, tiny_ids, tiny_model
+from tiny import EXPERTS, randomize, tiny_config, tiny_ids, tiny_model
 from training_texts import SIZES, as_flags, byte_tokenizer, write_texts
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from command_plt.main import main as plt
 from configuration_plt import PLTConfig
@@ -102,6 +103,25 @@ def test_a_resumed_run_ends_with_the_same_bits_and_what_was_made(folder, healed,
     assert where == f"Where: {resumed}" and then.startswith(f"Next:  plt finetune --model {resumed} ")
 
 
+def test_a_mixture_of_experts_is_healed_towards_its_source(folder):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    routed = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_key_value_heads": 2}
+    config = Qwen3MoeConfig(
+        **sizes, **routed, vocab_size=258, head_dim=8, max_position_embeddings=64, eos_token_id=0, pad_token_id=257
+    )
+    randomize(Qwen3MoeForCausalLM(config)).save_pretrained(folder / "moe")
+    byte_tokenizer().save_pretrained(folder / "moe")
+    plt(["convert", str(folder / "moe"), str(folder / "moe-plt"), "--to-plt", "--loops", "2"])
+    heal.main(flags(folder, "moe-healed", "--model", folder / "moe-plt", "--teacher", folder / "moe"))
+    card = (folder / "moe-healed/README.md").read_text()
+    before, after = re.findall(r"held-out loss(?: before healing|, nats per token) \| ([\d.]+) \|", card)
+    assert float(after) < float(before)
+    one, other = (load_file(folder / name / "model.safetensors") for name in ("moe-plt", "moe-healed"))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert ".mlp." not in name or not torch.equal(one[name], other[name]), name
+
+
 def packed_batch():
     input_ids, position_ids = tiny_ids(2, 9), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1], list(range(9))])
     labels = input_ids.masked_fill(position_ids == 0, -100)
@@ -109,8 +129,10 @@ def packed_batch():
 
 
 @pytest.mark.parametrize("count", [None, 29])
-def test_the_teachers_divergence_is_that_of_a_naive_computation(count):
-    model, teacher = tiny_model(num_loops=2).double(), tiny_model(seed=5, **LOOP).double()
+@pytest.mark.parametrize("fields", [{}, EXPERTS | {"router_aux_loss_coef": 1.0}], ids=["dense", "experts"])
+def test_the_teachers_divergence_is_that_of_a_naive_computation(count, fields):
+    model, teacher = tiny_model(num_loops=2, **fields).double(), tiny_model(seed=5, **LOOP).double()
+    model.set_experts_implementation("eager")  # grouped kernels have no float64
     inputs, temperature = packed_batch() | {"use_cache": False}, 1.7
     given = {} if count is None else {"num_items_in_batch": count}
     text_loss, logits = model(**inputs, **given).loss, model(**inputs).logits
@@ -123,6 +145,8 @@ def test_the_teachers_divergence_is_that_of_a_naive_computation(count):
                 q = (ours[column - 1] / temperature).softmax(-1)
                 total = total + (p * (p / q).log()).sum()
     expected = text_loss + 0.3 * temperature**2 * total / (count or 14)
+    if fields:
+        expected = expected + 14 / (count or 14) * model(**inputs, output_router_logits=True).aux_loss
     add_teacher(model, teacher, DistillationArguments(kl_weight=0.3, kl_temperature=temperature))
     # `float()` of the logits, as in the loss of transformers, leaves float32
     torch.testing.assert_close(model.train()(**inputs, **given).loss.float(), expected.float(), rtol=1e-5, atol=1e-6)
@@ -171,6 +195,7 @@ def test_what_is_new_has_a_learning_rate_of_its_own(folder):
         (("--kl-weight", "-1"), "`--kl-weight` must be at least 0, got -1.0"),
         (("--kl-temperature", "0"), "`--kl-temperature` must be above 0"),
         (("--new-rate", "0"), "`--new-rate` must be above 0"),
+        (("--label-smoothing-factor", "0.1"), "`--teacher` does not go with `--label-smoothing-factor`"),
         (("--block-size", "4096"), "`--block-size` must be at most the 2048"),
         (("--resume-from-checkpoint", "source"), "must be a checkpoint with a trainer_state.json"),
     ],

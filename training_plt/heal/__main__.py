@@ -32,7 +32,7 @@ from ..command.ending import say_what_was_made
 from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
-from ..trainer.arguments import PretrainingArguments, folder_of
+from ..trainer.arguments import BALANCE, PretrainingArguments, folder_of, refuse_smoothing
 from ..trainer.decay import SpareGatesAndScales, is_gate_or_scale
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -129,6 +129,8 @@ def prepare(arguments: HealArguments, texts: TextArguments, training: HealingArg
     refuse_what_cannot_run(training, None)
     config = load_config(arguments.model)
     refuse_what_is_no_plt(config, arguments.model)
+    added = {"`--teacher`": arguments.teacher is not None, BALANCE: config.router_aux_loss_coef}
+    refuse_smoothing(training, added)
     tokenizer = load_tokenizer_of(arguments.model, config.vocab_size)
     settings = fixed_settings(config, texts, training) | {
         name: value for name, value in vars(arguments).items() if name != "prompt"

@@ -30,7 +30,7 @@ from ..command.runs import data_of, facts_of, fixed_settings, last_evaluation
 from ..command.saved import load_config, load_to_train, load_tokenizer_of
 from ..data.texts import TextArguments, load_texts
 from ..data.tokenizer import load_tokenizer, train_tokenizer
-from ..trainer.arguments import PretrainingArguments, folder_of
+from ..trainer.arguments import BALANCE, PretrainingArguments, folder_of, refuse_smoothing
 from ..trainer.decay import SpareGatesAndScales, decaying_names
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -63,13 +63,13 @@ def prepare(
         ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
     """
     checkpoint = find_checkpoint(training)
-    if model_arguments.earlier_loops_weight and training.label_smoothing_factor:
-        raise NotImplementedError("`--earlier-loops-weight` does not go with `--label-smoothing-factor`.")
     refuse_what_cannot_run(training, model_arguments.attn_implementation)
     tokenizer = choose_tokenizer(model_arguments, checkpoint)
     config = choose_shape(model_arguments, tokenizer)
     refuse_long_blocks(text_arguments.block_size, config)
     refuse_weight(model_arguments.earlier_loops_weight, config.num_loops)
+    added = {"`--earlier-loops-weight`": model_arguments.earlier_loops_weight, BALANCE: config.router_aux_loss_coef}
+    refuse_smoothing(training, added)
     refuse_endless(text_arguments, training, tokenizer)
     train, held_out = load_texts(text_arguments)
     if tokenizer is None:

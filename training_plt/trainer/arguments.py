@@ -2,6 +2,7 @@
 """The arguments of Trainer, with the defaults of pretraining."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from transformers import TrainingArguments
 
 from .finite import refuse_filter
+
+BALANCE = "The balance loss of experts (`router_aux_loss_coef` above 0)"
 
 
 @dataclass
@@ -50,6 +53,17 @@ def folder_of(arguments: TrainingArguments) -> Path:
 def refuse_rate(arguments: TrainingArguments) -> None:
     if not 0 <= arguments.learning_rate < math.inf:
         raise ValueError(f"`--learning-rate` must be a number of at least 0, got {arguments.learning_rate}.")
+
+
+def refuse_smoothing(arguments: TrainingArguments, added: Mapping[str, object]) -> None:
+    """Refuse a smoothed loss, which is computed of the logits, past what the model adds to its own loss.
+
+    Args:
+        added: what would be lost, and whether the run has it.
+    """
+    lost = [name for name, value in added.items() if value]
+    if lost and arguments.label_smoothing_factor:
+        raise NotImplementedError(f"{lost[0]} does not go with `--label-smoothing-factor`.")
 
 
 def refuse_reentrant(arguments: TrainingArguments) -> None:
