@@ -21,7 +21,7 @@ import transformers
 import trl
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
-from trl import SFTTrainer, get_peft_config, get_quantization_config
+from trl import SFTTrainer, get_quantization_config
 
 from conversion_plt.target.card import origin_of
 from modeling_plt import PLTForCausalLM
@@ -31,7 +31,7 @@ from ..command.cards import write_card
 from ..command.checks import refuse_what_cannot_run
 from ..command.ending import say_what_was_made
 from ..command.saved import load_config, load_tokenizer_of
-from ..trainer.arguments import folder_of
+from ..trainer.arguments import BALANCE, folder_of, refuse_smoothing
 from ..trainer.decay import SpareGatesAndScales
 from ..trainer.finite import StopAtNonFinite, stopping
 from ..trainer.loop_readouts import EvaluatesLoops
@@ -40,6 +40,7 @@ from ..trainer.resume import KeepSettings, entries_of_a_step, find_checkpoint, o
 from ..trainer.save_whole import save_whole
 from .arguments import BaseArguments, ChatArguments, FinetuneArguments
 from .chats import load_messages
+from .experts import BalancesInTraining, balance_weight, choose_adapter
 
 HELD_OUT = "held-out loss, nats per token"
 LOAD_ADAPTER = """\
@@ -53,8 +54,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
-class ChatTrainer(SpareGatesAndScales, EvaluatesLoops, SFTTrainer):
-    """TRL's trainer, which knows of gates, scales and loops."""
+class ChatTrainer(SpareGatesAndScales, EvaluatesLoops, BalancesInTraining):
+    """TRL's trainer, which knows of gates, scales, loops and experts."""
 
 
 def prepare(
@@ -63,13 +64,15 @@ def prepare(
     """A trainer of a saved model, and the checkpoint that it resumes from; everything that can be refused is.
 
     Raises:
-        ValueError, OSError: an argument, a file or a folder is not what it must be.
+        ValueError, OSError, NotImplementedError: an argument, a file or a folder is not what it must be.
     """
     if chat_arguments.merge and not base.use_peft:
         raise ValueError("`--merge` needs `--use-peft`: without an adapter there is nothing to merge.")
     checkpoint = find_checkpoint(args)
     refuse_what_cannot_run(args, base.attn_implementation)
     config = load_config(base.model_name_or_path, base.model_revision)
+    refuse_smoothing(args, {BALANCE: balance_weight(args, config)})
+    adapter = choose_adapter(base, config)
     tokenizer = load_tokenizer_of(base.model_name_or_path, config.vocab_size, base.model_revision)
     check_chat_format(tokenizer, args)
     chats = load_messages(chat_arguments.dataset, "train")
@@ -84,7 +87,7 @@ def prepare(
         train_dataset=chats,
         eval_dataset=eval_chats,
         processing_class=tokenizer,
-        peft_config=get_peft_config(base),
+        peft_config=adapter,
         callbacks=[StopAtNonFinite(), Speed(), LossPlot(), KeepSettings(settings)],
     )
     if eval_chats is not None:

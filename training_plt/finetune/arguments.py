@@ -27,7 +27,7 @@ class ChatArguments:
 
 @dataclass
 class BaseArguments(ModelConfig):
-    """TRL's, for a PLT: LoRA targets all projections, and nothing else."""
+    """TRL's, for a PLT: LoRA targets all projections, those of experts too, and nothing else."""
 
     model_name_or_path: str = field(
         metadata={"aliases": ["--model"], "help": "Folder or hub id of a saved PLT with its tokenizer."}
@@ -35,8 +35,20 @@ class BaseArguments(ModelConfig):
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
         metadata={
-            "help": "Projections that get an adapter; `all-linear` are those of attention and MLP, but not the head."
+            "help": "Projections that get an adapter; `all-linear` are those of attention and MLP, also of every "
+            "expert, but neither the head nor the router."
         },
+    )
+    lora_target_parameters: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights that get an adapter without being modules; with `all-linear`, those of experts "
+            "(mlp.experts.gate_up_proj, mlp.experts.down_proj)."
+        },
+    )
+    lora_dropout: float | None = field(  # type: ignore[assignment]  # filled in before TRL reads it
+        default=None,
+        metadata={"help": "Dropout of the adapter: 0.05 if not given, or 0 with experts, for which there is none."},
     )
 
     def __post_init__(self) -> None:
