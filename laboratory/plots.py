@@ -22,9 +22,10 @@ def looks(names: Sequence[str]) -> dict:
     }
 
 
-def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: str) -> Axes:
+def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: str) -> tuple[Figure, Axes]:
     """A line for each value of the column `lines`; where `y` holds lists of rounds, the median with all of them."""
-    axes = Figure(figsize=(7, 4.5), layout="constrained").subplots()
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     points = table.explode(y).astype({y: float})
     names = points[lines].unique()
     sns.lineplot(
@@ -42,13 +43,13 @@ def plot(table: pd.DataFrame, headline: str, title: str, x: str, y: str, lines: 
     )
     axes.set_title(f"{title}\n{headline}", fontsize=10)
     axes.grid(alpha=0.3)
-    return axes
+    return figure, axes
 
 
-def plot_loops(table: pd.DataFrame, headline: str) -> Axes:
+def plot_loops(table: pd.DataFrame, headline: str) -> tuple[Figure, Axes]:
     """Latency against loops, and at each point of PLT the parallel efficiency."""
     title = f"Decoding, batch {table['batch'][0]}, context {table['context'][0]}; numbers: parallel efficiency"
-    axes = plot(table, headline, title, "loops", "ms per token, by round", "kind")
+    figure, axes = plot(table, headline, title, "loops", "ms per token, by round", "kind")
     axes.axhline(table["ms per token"][0], color="black", linewidth=0.8, linestyle=":", label="plain (one loop)")
     together = table[table["kind"] == "PLT"]
     for loops, ms, efficiency in together[["loops", "ms per token", "parallel efficiency"]].to_numpy():
@@ -57,22 +58,22 @@ def plot_loops(table: pd.DataFrame, headline: str) -> Axes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.legend()
-    return axes
+    return figure, axes
 
 
 def plot_loops_and_bound(table: pd.DataFrame, headline: str) -> Figure:
     """The same with the bound of PLT."""
-    axes = plot_loops(table, headline)
+    figure, axes = plot_loops(table, headline)
     together = table[table["kind"] == "PLT"]
     axes.plot(together["loops"], together["bound, ms"], color="tab:red", linestyle="--", label="PLT, bound")
     axes.set_ylim(bottom=0)
     axes.legend()
-    return axes.figure
+    return figure
 
 
 def plot_prefill(table: pd.DataFrame, headline: str) -> Figure:
     """Time to first token against prompt length."""
-    axes = plot(table, headline, "Prefill, batch 1", "prompt", "ms to first token, by round", "row")
+    figure, axes = plot(table, headline, "Prefill, batch 1", "prompt", "ms to first token, by round", "row")
     axes.set(xlabel="prompt length, tokens", ylabel="ms to first token (median, fastest to slowest)", yscale="log")
     axes.set_xscale("log", base=2)
     axes.set_xticks(table["prompt"].unique())
@@ -81,16 +82,16 @@ def plot_prefill(table: pd.DataFrame, headline: str) -> Figure:
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(LogFormatter(labelOnlyBase=False))
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
-    return axes.figure
+    return figure
 
 
 def plot_cache(table: pd.DataFrame, headline: str) -> Figure:
     """Bytes of the cache against context."""
     table = table.assign(size=table["bytes, measured"] / 1e6)
-    axes = plot(table, headline, "KV cache of one sequence", "context", "size", "row")
+    figure, axes = plot(table, headline, "KV cache of one sequence", "context", "size", "row")
     axes.set(xlabel="context, tokens", ylabel="measured size, MB", xlim=(0, None), ylim=(0, None))
     sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
-    return axes.figure
+    return figure
 
 
 def plot_fit(counted: pd.DataFrame, usable: dict[int, float], title: str) -> Figure:

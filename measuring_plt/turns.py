@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All rows take turns within every round, so that a busy machine slows all of them alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch.utils.benchmark import timer
 from tqdm.auto import tqdm
@@ -10,7 +10,7 @@ WARMUP_ROUNDS = 1  # in which a sample decodes several tokens: a compiled step i
 
 
 def take_turns(
-    samples: dict[str, Callable[[], object]],
+    samples: Mapping[str, Callable[[], object]],
     rounds: int,
     description: str,
     per_sample: int = 1,

@@ -4,9 +4,11 @@
 L loops, N layers, S tokens in the cache, W sliding window, D hidden.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 from tqdm.auto import tqdm
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from configuration_plt import PLTConfig
@@ -40,7 +42,11 @@ def measured(cache: Cache) -> int:
     """Bytes of the tensors of a filled cache."""
     if isinstance(cache, PLTCache):
         return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    size = 0
+    for layer in cache.layers:
+        assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None  # filled
+        size += layer.keys.nbytes + layer.values.nbytes
+    return size
 
 
 def measure_row(setup: Setup, row: Row, context: int) -> int:
@@ -49,7 +55,7 @@ def measure_row(setup: Setup, row: Row, context: int) -> int:
     return measured(fill(new_cache(config), config, 1, context, setup.device, setup.dtype))
 
 
-def measure_cache(setup: Setup, rows: list[Row], contexts: tuple[int, ...]) -> pd.DataFrame:
+def measure_cache(setup: Setup, rows: list[Row], contexts: Sequence[int]) -> pd.DataFrame:
     """One cache at a time, batch 1; the first row is plain."""
     records = []
     for context in tqdm(sorted({*contexts, *CONTEXTS}), desc="Filling caches", unit="context"):

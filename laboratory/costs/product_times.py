@@ -41,7 +41,7 @@ def measure_products(names: list[str], weight: Tensor, counts: list[int], rounds
         counts: of rows.
     """
     sizes = {name: weight.numel() * BYTES.get(name, weight.itemsize) for name in names}
-    columns = {}
+    columns: dict[str, pd.Series] = {}
     readings = []
     for count in counts:
         times = measure_count(sizes, weight, count, rounds)

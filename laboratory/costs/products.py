@@ -2,6 +2,7 @@
 """Every way there is on a CPU to multiply a few rows by a weight."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +38,14 @@ class Several(nn.Module):
         return [nn.functional.linear(rows, weight) for weight in self.weights]
 
 
-def frozen(**options: object) -> Callable[[list[Tensor], Tensor], Product]:
+def frozen(**options: Any) -> Callable[[list[Tensor], Tensor], Product]:
     """torch.compile, whose graph holds the weights and may lay them out anew."""
 
     def make(weights: list[Tensor], rows: Tensor) -> Product:
-        call = torch.compile(Several(weights), fullgraph=True, dynamic=False, isolate_recompiles=True)
+        apart: dict[str, Any] = {"isolate_recompiles": True}  # which torch's overloads do not list
+        call = torch.compile(Several(weights), fullgraph=True, dynamic=False, **apart)
         # dynamo asks for it too, so it is no option of this one call
-        with torch._inductor.config.patch(freezing=True, **options):
+        with torch._inductor.config.patch({"freezing": True} | options):
             call(rows)
         return lambda: call(rows)
 

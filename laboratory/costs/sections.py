@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that can be measured, with what must be known to read them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -40,7 +41,7 @@ class Run:
     rounds: int
 
 
-def with_published(table: pd.DataFrame, published: dict[str, float]) -> pd.DataFrame:
+def with_published(table: pd.DataFrame, published: Mapping[str, float]) -> pd.DataFrame:
     """The table with the paper's ratios to its plain row, where it has that row."""
     return table.assign(**{"published ratio": table["row"].map(published) / published["plain"]})
 

@@ -47,6 +47,7 @@ class Case(NamedTuple):
     def layer(self) -> PLTAttention:
         """With no weights, which the window does not read."""
         config = row_config(self.setup.fields, ROWS["plt-2"])
+        assert isinstance(config, PLTConfig)  # the row is not that of Llama
         config._attn_implementation = self.setup.attn_implementation
         with torch.device("meta"):
             return PLTAttention(config, 0).eval()
@@ -57,6 +58,7 @@ class Case(NamedTuple):
 
     def inputs(self, config: PLTConfig) -> list[Tensor]:
         """Query, key and value `[1, 1, heads, T, Dh]`."""
+        assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         return [self.random(1, 1, number, self.num_tokens, config.head_dim) for number in heads]
 
@@ -68,10 +70,12 @@ class Case(NamedTuple):
         if kind == "mask":
             return lambda: make(layer.config, tokens)
         made, inputs = make(layer.config, tokens), self.inputs(layer.config)
+        query, key, value = inputs
         if kind == "forward":
-            return torch.inference_mode()(lambda: layer.attend_window(*inputs, made))
-        leaves = [each.requires_grad_() for each in inputs]
-        return lambda: torch.autograd.grad(layer.attend_window(*leaves, made).sum(), leaves)
+            return torch.inference_mode()(lambda: layer.attend_window(query, key, value, made))
+        for each in inputs:
+            each.requires_grad_()
+        return lambda: torch.autograd.grad(layer.attend_window(query, key, value, made).sum(), inputs)
 
 
 def peak_of(setup: Setup, num_tokens: int, kind: str, mask: str) -> int:

@@ -78,18 +78,19 @@ def make(training: Training, seed: int, runs: Path, results: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     with (runs / f"{training.name}-{seed}.log").open("w") as log, contextlib.redirect_stdout(log):
         {"heal": heal, "pretrain": pretrain}[module].main(options)
+    losses = held_out_losses(folder)
     result = {
         "name": training.name,
         "seed": seed,
         "command": " ".join(["python -m", f"training_plt.{module}", *options]),
-        "losses": held_out_losses(folder),
+        "losses": losses,
         "controls": controls_of(folder),
         "seconds": round(time.perf_counter() - started, 1),
         "commit": commit(),
         "machine": machine(),
     }
     write_whole(result_file(results, training, seed), json.dumps(result, indent=1) + "\n")
-    print(f"{training.name}, seed {seed}: {result['losses'][-1][1]:.4f}, {result['seconds']:.0f} s", flush=True)
+    print(f"{training.name}, seed {seed}: {losses[-1][1]:.4f}, {result['seconds']:.0f} s", flush=True)
 
 
 def held_out_losses(folder: Path) -> list[tuple[int, float]]:

@@ -74,10 +74,11 @@ def without_loops(found: list[dict], order: list[str]) -> pd.DataFrame:
 
 def plot(points: pd.DataFrame) -> Figure:
     """Loss against steps, of what starts with a trained source, and of a PLT from scratch in as many steps."""
-    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     shown = points[points["training"].str.startswith("loop-") | points["training"].str.startswith("plain-")]
     sns.lineplot(shown, x="step", y="loss", hue="training", style="training", errorbar=("pi", 100), ax=axes)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_ylabel("held-out loss, nats per token")
     axes.grid(alpha=0.3)
-    return axes.figure
+    return figure

@@ -31,7 +31,8 @@ def loops_section(times: dict[int, pd.DataFrame], context: int, headline: str) -
     ]
     figures = {"efficiency_by_loops": plot_efficiency(table, headline)}
     for batch, lines_of_batch in table.groupby("batch"):
-        figures[f"latency_by_loops_batch_{batch}"] = plot_loops(lines_of_batch.reset_index(drop=True), headline).figure
+        figure, _ = plot_loops(lines_of_batch.reset_index(drop=True), headline)
+        figures[f"latency_by_loops_batch_{batch}"] = figure
     return Section("loops", "Decoding by loops", table, notes, figures)
 
 
@@ -39,10 +40,10 @@ def plot_efficiency(table: pd.DataFrame, headline: str) -> Figure:
     """Parallel efficiency against loops, with a line for each batch."""
     passes = table[table["kind"] == TOGETHER]
     passes = passes.assign(lines=[f"batch {batch}" for batch in passes["batch"]])
-    axes = plot(passes, headline, "Decoding, loops in one pass", "loops", f"{EFFICIENCY}, by round", "lines")
+    figure, axes = plot(passes, headline, "Decoding, loops in one pass", "loops", f"{EFFICIENCY}, by round", "lines")
     loops = sorted(passes["loops"].unique())
     axes.plot(loops, [1 / number for number in loops], color="black", linewidth=0.8, linestyle=":", label="1 / loops")
     axes.set(ylabel="parallel efficiency (median, least to greatest)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    return axes.figure
+    return figure

@@ -62,11 +62,12 @@ def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
 
 
 def plot(table: pd.DataFrame) -> Figure:
-    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     sns.barplot(table, x=table.columns[1], y="to plain", hue="row", ax=axes)
     axes.axhline(1, color="black", linewidth=1)
     axes.grid(axis="y", alpha=0.3)
-    return axes.figure
+    return figure
 
 
 def projections(rounds: list[dict[str, Any]]) -> Section:

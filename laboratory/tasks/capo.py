@@ -45,6 +45,9 @@ class Capo:
         order = torch.cat([torch.randperm(self.num_people, generator=generator) for _ in range(rounds)])[:count]
         return Examples(people.input_ids[order], people.labels[order], people.groups[order])
 
+    def validation(self) -> Examples:
+        raise NotImplementedError("Capo's people are all in its test, so none are left to choose a learning rate on.")
+
     def describe(self) -> dict[str, Any]:
         return asdict(self)
 

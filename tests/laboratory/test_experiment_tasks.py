@@ -132,6 +132,11 @@ def test_seeds_draw_other_training_sequences_and_the_same_test(name):
     assert torch.equal(task.test().input_ids, task.test().input_ids)
 
 
+def test_capo_has_nobody_left_to_choose_a_learning_rate_on():
+    with pytest.raises(NotImplementedError, match="none are left"):
+        Capo().validation()
+
+
 def test_people_of_capo_have_a_name_each_and_are_all_trained_on():
     task = Capo(num_people=50, num_names=6)
     test, train = task.test(), task.train(120, seed=1)

@@ -28,14 +28,24 @@ class Task(Protocol):
         group: what the number of a group means; it is the horizontal axis of the plot.
     """
 
-    vocab_size: int
-    group: str
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def group(self) -> str: ...
 
     def train(self, count: int, seed: int) -> Examples:
         """Sequences to train on, none of which is in the test; at most `count`."""
 
     def test(self) -> Examples:
         """The same sequences for all runs."""
+
+    def validation(self) -> Examples:
+        """Other sequences, to choose learning rates on.
+
+        Raises:
+            NotImplementedError: there are none.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides what the sequences are, for JSON."""
@@ -167,7 +177,9 @@ class Run:
         return self.experiment.fields | {"vocab_size": self.experiment.task.vocab_size} | self.cell.fields
 
     def config(self) -> PLTConfig:
-        return row_config(self.fields, ALL_ROWS[self.cell.row])
+        config = row_config(self.fields, ALL_ROWS[self.cell.row])
+        assert isinstance(config, PLTConfig)  # no cell is of the row of Llama
+        return config
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its result but the machine and the code, for JSON."""

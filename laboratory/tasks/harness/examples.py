@@ -4,6 +4,8 @@
 N sequences, T tokens.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -42,6 +44,6 @@ def keys(input_ids: Tensor) -> list[bytes]:
     return [row.tobytes() for row in input_ids.numpy()]
 
 
-def as_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The collator of `Examples`, whose batches are complete."""
+def as_batch(batch: Any) -> dict[str, Tensor]:
+    """The collator of `Examples`, whose batches are complete; transformers takes a collator of lists only."""
     return batch

@@ -29,8 +29,9 @@ def tuning_runs(experiment: Experiment, cell: Cell) -> list[Run]:
 
 def best_learning_rate(experiment: Experiment, cell: Cell, store: Store) -> float | None:
     """The one with the lowest cross entropy when tuned; None until all have been tried."""
-    results = [store.read(run) for run in tuning_runs(experiment, cell)]
-    if None in results:
+    runs = tuning_runs(experiment, cell)
+    results = [result for result in map(store.read, runs) if result is not None]
+    if len(results) < len(runs):
         return None
     return min(results, key=mean_bits)["learning_rate"]
 
@@ -47,7 +48,7 @@ def missing_runs(experiment: Experiment, cells: list[Cell], seeds: list[int], st
 
     All cells with one seed come before all with the next, so that a stopped experiment has whole tables.
     """
-    tuning = {}  # in order, each once
+    tuning: dict[Run, None] = {}  # in order, each once
     for seed in seeds:
         for cell in cells:
             rate = best_learning_rate(experiment, cell, store)
