@@ -27,6 +27,7 @@ class Gate(nn.Module):
     def __init__(self, config: ServedConfig, num_heads: int):
         super().__init__()
         self.reads_query = config.gate_input == "query"
+        assert config.head_dim is not None  # the config has set it
         input_size = config.head_dim if self.reads_query else config.hidden_size
         self.weight = nn.Parameter(torch.zeros(num_heads, input_size), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(num_heads), requires_grad=False)
@@ -56,9 +57,10 @@ class PLTAttention(nn.Module):
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         processes = get_tensor_model_parallel_world_size()
+        assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
         self.num_heads = config.num_attention_heads // processes
         self.num_kv_heads = max(1, config.num_key_value_heads // processes)
-        self.head_dim = config.head_dim
+        self.head_dim: int = config.head_dim
         quant_config = vllm_config.quant_config
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
@@ -76,7 +78,8 @@ class PLTAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.o_proj",
         )
-        self.q_norm = self.k_norm = None
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
         if config.qk_norm == "head":
             self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
@@ -100,7 +103,9 @@ class PLTAttention(nn.Module):
         self.attn = attend("attn")
         stage = config.looped_stage
         later = stage.loops[1:]
-        self.shared_attn = self.together_attn = self.own_attn = None
+        self.shared_attn: Attention | None = None
+        self.together_attn: Attention | None = None
+        self.own_attn: nn.ModuleList | None = None
         if later and stage.later_see != "all":
             # later loops see loop 0's keys: one after another, or with loop 0 as further heads of each KV head
             self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
@@ -131,9 +136,12 @@ class PLTAttention(nn.Module):
             first = query.shape[0] // len(loops) if loops.start == 0 else 0  # rows of loop 0, which has no window
             later = range(max(loops.start, 1), loops.stop)
             own = self.attend_own(query[first:], key[first:], value[first:], later)
-            if self.plt_gate is not None:
-                own = self.mix(output[first:], own, query[first:], layer_input[first:])
-            output = torch.cat((output[:first], own)) if first else own
+            if output is None:  # a later loop of a vanilla loop sees nothing else
+                output = own
+            else:
+                if self.plt_gate is not None:
+                    own = self.mix(output[first:], own, query[first:], layer_input[first:])
+                output = torch.cat((output[:first], own)) if first else own
         return self.o_proj(output)[0]
 
     def project(self, hidden_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +150,7 @@ class PLTAttention(nn.Module):
         states, _ = self.qkv_proj(hidden_states)
         # the kernels of the rotation want rows that follow each other
         query, key, value = (part.contiguous() for part in states.split([query_size, key_size, key_size], dim=-1))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query = self.q_norm(query.view(-1, self.head_dim)).view_as(query)
             key = self.k_norm(key.view(-1, self.head_dim)).view_as(key)
         return *self.rotary_emb(positions, query, key), value
@@ -164,6 +172,7 @@ class PLTAttention(nn.Module):
         only input has L * T rows.
         """
         kv_heads, attention = (-1, self.num_kv_heads, self.head_dim), self.together_attn
+        assert attention is not None  # `attend_shared` has looked
         by_loop = query.view(num_loops, -1, self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
         query = by_loop.permute(1, 2, 0, 3, 4).reshape(-1, attention.num_heads, self.head_dim)
         output = torch.empty_like(query)
@@ -180,11 +189,13 @@ class PLTAttention(nn.Module):
     def attend_own(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor:
         """Let some later loops attend, each to its own keys: `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
         parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
+        assert self.own_attn is not None  # `forward` has looked
         outputs = [self.own_attn[loop - 1](*part) for loop, *part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def mix(self, shared: Tensor, own: Tensor, query: Tensor, layer_input: Tensor) -> Tensor:
         """`g * shared + (1 - g) * own` (paper), of rows of later loops, `[rows, H * Dh]`."""
+        assert self.plt_gate is not None  # `forward` has looked
         heads = (-1, self.num_heads, self.head_dim)
         gate = self.plt_gate(layer_input, query.view(heads))
         mixed = torch.lerp(own.view(heads), shared.view(heads), gate.to(own.dtype))

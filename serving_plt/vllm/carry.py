@@ -77,7 +77,8 @@ class Carry(nn.Module):
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         self.num_states, self.hidden_size = config.num_loops - 1, config.hidden_size
-        self.slices = nn.ModuleList(
+        # of `CarrySlice`, which the type of a `ModuleList` cannot say
+        self.slices: Any = nn.ModuleList(
             CarrySlice(config, vllm_config, f"{prefix}.layers.{layer_idx}.carry")
             for layer_idx in range(config.num_hidden_layers)
         )

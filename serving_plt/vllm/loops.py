@@ -49,6 +49,7 @@ class InTurn(Loops):
         for loop in range(1, self.num_loops):
             previous = states[-1]
             if carried is not None:
+                assert starts is not None  # a step has both or neither
                 previous = torch.where(starts, carried[loop - 1], previous.roll(1, dims=0))
             states.append(self.run(self.mix(inputs_embeds, previous), positions, range(loop, loop + 1)))
         return torch.stack(states)

@@ -97,15 +97,16 @@ class PLTModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if config.has_learned_scales:
-            self.embedding_scale = nn.Parameter(torch.ones(1), requires_grad=False)
-            self.hidden_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.embedding_scale: nn.Parameter | float = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.hidden_scale: nn.Parameter | float = nn.Parameter(torch.ones(1), requires_grad=False)
         else:
+            assert config.hidden_scale is not None  # the config has set it
             self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
         self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
         loops = {"vllm_config": vllm_config, "num_loops": config.num_loops, "mix": self.mix, "run": self.run_layers}
         with set_model_tag("in_turn"):  # vLLM's compiler keeps what it compiles by this name
             self.in_turn = InTurn(**loops)
-        self.together = None
+        self.together: Together | None = None
         self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
         if goes_together(config, vllm_config):
             with set_model_tag("together"):
@@ -114,16 +115,17 @@ class PLTModel(nn.Module):
     def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
         """Embeddings `[T, D]`, positions `[T]` -> the last loop's normed states `[T, D]`."""
         check_step()
-        carried, starts = (None, None) if self.carry is None else self.carry.read(inputs_embeds)
+        carry = self.carry
+        carried, starts = (None, None) if carry is None else carry.read(inputs_embeds)
         # chosen here, outside of what vLLM compiles: each of the two is traced once
-        if self.together is not None and self.carry.is_decoding:
+        if self.together is not None and carry is not None and carry.is_decoding:
             states = self.together(inputs_embeds, positions, carried)
         else:
             states = self.in_turn(inputs_embeds, positions, carried, starts)
             if self.together is not None and get_forward_context().attn_metadata is None:
                 self.measure_together(inputs_embeds, positions)
-        if self.carry is not None:
-            self.carry.write(states[:-1])
+        if carry is not None:
+            carry.write(states[:-1])
         return states[-1] if self.config.loop_norm else self.norm(states[-1])
 
     def measure_together(self, inputs_embeds: Tensor, positions: Tensor) -> None:
@@ -132,6 +134,7 @@ class PLTModel(nn.Module):
         Otherwise the pass of all loops would be missing from the measurement. It is also the first one that the
         compiler sees, which takes a dimension of 1 for a constant: so there are two rows at least.
         """
+        assert self.together is not None and self.carry is not None  # `forward` has looked
         few = inputs_embeds[: max(2, self.max_num_seqs)]
         self.together(few, positions[: len(few)], self.carry.read(few)[0])
 
@@ -202,7 +205,10 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Ids `[T]` or embeddings `[T, D]`, positions `[T]` -> states `[T, D]`."""
-        return self.model(self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds, positions)
+        if inputs_embeds is None:
+            assert input_ids is not None  # the engine gives one of the two
+            inputs_embeds = self.embed_input_ids(input_ids)
+        return self.model(inputs_embeds, positions)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """States `[n, D]` -> logits `[n, V]`."""

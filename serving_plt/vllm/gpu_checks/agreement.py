@@ -7,10 +7,12 @@ than twice that bound. After such a near tie the two go on from different tokens
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
+
+from modeling_plt import PLTForCausalLM
 
 from .row import DIFFERS, EQUAL, Row
 
@@ -49,7 +51,11 @@ def compare(check: str, reference: list[Answer], answers: list[Answer], bound: f
             gap = (logprobs[expected.tokens[equal]] - logprobs[found.tokens[equal]]).item()
             ties, wrong = ties + (gap <= 2 * bound), wrong + (gap > 2 * bound)
     total = sum(len(expected.tokens) for expected in reference)
-    figures = {"tokens compared": f"{compared} of {total}", "near ties": ties, "other tokens": wrong}
+    figures: dict[str, float | str] = {
+        "tokens compared": f"{compared} of {total}",
+        "near ties": ties,
+        "other tokens": wrong,
+    }
     figures |= {"greatest difference of log probabilities": greatest, "bound": bound}
     return Row(check, EQUAL if greatest <= bound and not wrong else DIFFERS, figures)
 
@@ -60,7 +66,7 @@ def num_equal(expected: list[int], tokens: list[int]) -> int:
     return next((number for number, (one, other) in enumerate(pairs) if one != other), len(expected))
 
 
-def generated(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int, **settings: object) -> list[Answer]:
+def generated(model: PLTForCausalLM, prompts: list[list[int]], new_tokens: int, **settings: Any) -> list[Answer]:
     """The answers of `generate` to prompts in one batch, padded on the left."""
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)

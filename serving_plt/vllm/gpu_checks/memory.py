@@ -4,6 +4,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def rows(scale: Scale) -> Iterator[Row]:
 def phases(check: str, scale: Scale, row: Model, length: int) -> Row:
     setup, found = setup_of(scale), {}
 
-    def peak_of(phase: str, function: Callable) -> object:
+    def peak_of(phase: str, function: Callable[[], Any]) -> Any:
         forget_peak(setup.device)
         result = function()
         found[f"{phase}, MB"] = peak_bytes(setup.device) / 1e6

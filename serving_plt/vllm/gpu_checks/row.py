@@ -2,7 +2,7 @@
 """A line of the table that `check_on_gpu` writes."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 EQUAL, DIFFERS, MEASURED = "equal", "differs", "measured"
@@ -23,7 +23,7 @@ class Row:
 
     check: str
     result: str
-    figures: dict[str, float | int | str] = field(default_factory=dict)
+    figures: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
 def tried(check: str, function: Callable[[], Row]) -> Row:

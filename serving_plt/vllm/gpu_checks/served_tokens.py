@@ -86,7 +86,7 @@ class ServedTokens:
         before = metric(self.llm, counter)
         row = compare(check, self.expected(prompts, new_tokens), self.answers(prompts, new_tokens), IN_TF32)
         times = metric(self.llm, counter) - before
-        return Row(check, row.result if times else FAILED, row.figures | {counter: times})
+        return Row(check, row.result if times else FAILED, {**row.figures, counter: times})
 
     def prompts(self, lengths: list[int], seed: int = 3) -> list[list[int]]:
         return random_prompts(lengths, self.model.config.vocab_size, seed)

@@ -36,9 +36,10 @@ def check_tokens(check: str, scale: Scale, mode: str | None, fields: dict[str, A
     prompts = random_prompts(scale.prompts, model.config.vocab_size)
     expected = generated(model, prompts, scale.new_tokens)
     before = counters["inductor"]["cudagraph_skips"]
-    row = compare(check, expected, answers(model.to(scale.device), prompts, scale.new_tokens, mode), IN_FLOAT32)
+    model.to(scale.device)  # type: ignore[arg-type]  # transformers' wrapper of it has lost `self`
+    row = compare(check, expected, answers(model, prompts, scale.new_tokens, mode), IN_FLOAT32)
     skipped = counters["inductor"]["cudagraph_skips"] - before
-    return Row(row.check, row.result, row.figures | ({"CUDA graphs skipped": skipped} if mode else {}))
+    return Row(row.check, row.result, {**row.figures, **({"CUDA graphs skipped": skipped} if mode else {})})
 
 
 def answers(model: PLTForCausalLM, prompts: list[list[int]], new_tokens: int, mode: str | None) -> list[Answer]:
@@ -46,5 +47,6 @@ def answers(model: PLTForCausalLM, prompts: list[list[int]], new_tokens: int, mo
         return generated(model, prompts, new_tokens)
     torch._dynamo.reset()  # each model is another graph of the same code
     compiled = CompileConfig(mode=mode, fullgraph=True, dynamic=False)
-    compiled._compile_all_devices = True  # of itself, `generate` compiles on a GPU only
+    # of itself, `generate` compiles on a GPU only
+    compiled._compile_all_devices = True  # type: ignore[assignment]  # it starts as None, so mypy thinks that it stays
     return generated(model, prompts, new_tokens, cache_implementation="static", compile_config=compiled)
