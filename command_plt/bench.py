@@ -11,7 +11,7 @@ import typer
 
 from measuring_plt.product_names import NEED_NOTHING, PRODUCTS, ROW_COUNTS
 from measuring_plt.rows import PACKED, ROWS
-from measuring_plt.sizes import SIZES
+from measuring_plt.sizes import DENSE_SIZES, SIZES
 
 from .options import ListsCommand, one_of, positive
 
@@ -33,7 +33,10 @@ def option(name: str, metavar: str, help: str, parser: Callable[[str], Any] = po
     return typer.Option(name, parser=parser, metavar=metavar, help=help)
 
 
-Rows = Annotated[list[str] | None, option("--rows", "ROW...", "Rows next to plain [default: all].", one_of(ROWS))]
+Rows = Annotated[
+    list[str] | None,
+    option("--rows", "ROW...", "Rows next to plain [default: all; experts without llama].", one_of(ROWS)),
+]
 Batches = Annotated[list[int] | None, option("--batch-sizes", "N...", "Sequences that are decoded together.")]
 Batch = Annotated[tuple | None, option("--batch-size", "N", "Sequences that are decoded together.", alone)]
 Contexts = Annotated[list[int] | None, option("--contexts", "N...", "Tokens in the cache.")]
@@ -203,7 +206,9 @@ def products(
     ] = NEED_NOTHING,  # type: ignore[assignment]  # a tuple, which typer makes a list of
     counts: Annotated[list[int], option("--row-counts", "N...", "Rows of a product: loops times batch.")] = ROW_COUNTS,  # type: ignore[assignment]
     rounds: Annotated[int, option("--rounds", "N", "Timed rounds, after the warm-up.")] = 9,
-    size: Size = DEFAULTS["size"],
+    size: Annotated[
+        str, option("--size", "|".join(DENSE_SIZES), "Size of the plain model.", one_of(DENSE_SIZES))
+    ] = DEFAULTS["size"],
     dtype: Annotated[
         str, option("--dtype", "|".join(DTYPES[:2]), "Type of weight and rows.", one_of(DTYPES[:2]))
     ] = "float32",

@@ -22,10 +22,13 @@ METHOD = (
 def describe(command: str, size: str, setup: Setup) -> dict:
     """A run, for the JSON file; `fields` are those of PLTConfig that all rows share."""
     decoding = "static cache and a compiled step" if setup.compiled else "dynamic cache, eager"
+    plain = empty_model(setup, PLAIN)
+    active = {"active parameters": plain.num_active_parameters()} if plain.config.num_experts else {}
     return {
         "command": command,
         "size": size,
-        "parameters": empty_model(setup, PLAIN).num_parameters(),  # of the plain row
+        "parameters": plain.num_parameters(),  # of the plain row
+        **active,
         "fields": setup.fields,
         "dtype": str(setup.dtype).removeprefix("torch."),
         **machine(setup.device),
@@ -57,4 +60,6 @@ def device_name(device: torch.device) -> str:
 def headline(setting: dict) -> str:
     """One line, for plots."""
     parameters = f"{setting['parameters'] / 1e6:.3g}M parameters"
+    if "active parameters" in setting:
+        parameters += f", active {setting['active parameters'] / 1e6:.3g}M"
     return "{size} ({0}), {dtype}, {device}, {cpu_threads} CPU threads".format(parameters, **setting)

@@ -18,7 +18,12 @@ SIZES = {
     # the paper's dense model of 1.2B, if each of the MLP's three matrices has its width of 16384
     "1.9b": COMMON
     | {"hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 32, "num_key_value_heads": 8},
+    # 8 of 64 experts, as OLMoE; called after all parameters and those that a token is computed with
+    "0.9b-a0.2b": COMMON
+    | {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4}
+    | {"num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 256},
 }
+DENSE_SIZES = [size for size, fields in SIZES.items() if "num_experts" not in fields]
 
 # what is varied, by its name in the tables; lengths are tokens, rounds are timed after the warm-up
 TINY = {"batch": [1, 2], "context": [16, 32], "prompt": [8, 16, 32], "tokens": 16, "rounds": 3}

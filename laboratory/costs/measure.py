@@ -47,6 +47,8 @@ def measure(
     number = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, packed)
     chosen = read_rows(rows, setup.fields)
+    if "memory" in sections and row_config(setup.fields, PLAIN).num_experts:
+        raise NotImplementedError(f"`plt bench {name}` computes memory of models without experts, got {size}.")
     if packed and place.type != "cpu":
         raise ValueError(f"`--pack` is for a CPU, got {place}.")
     if threads is not None:
@@ -89,11 +91,15 @@ def read_fields(size: str, assignments: list[str]) -> dict:
 
 
 def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
-    """Plain and the rows of these names, in the order of `ROWS`."""
-    rows = [row for row in ROWS.values() if names is None or row == PLAIN or row.name in names]
+    """Plain and the rows of these names, in the order of `ROWS`; all if there are none, but Llama has no experts."""
     config = row_config(fields, PLAIN)
+    if names is None:
+        names = [name for name, row in ROWS.items() if not (row.is_llama and config.num_experts)]
+    rows = [row for row in ROWS.values() if row == PLAIN or row.name in names]
     own_bias = config.attention_output_bias != config.attention_bias
     beyond_llama = config.qk_norm != "none" or config.num_experts or config.sandwich_norm or own_bias
     if LLAMA in rows and beyond_llama:
-        raise ValueError("`--set` gives the model what Llama does not have: leave the row llama out with `--rows`.")
+        raise ValueError(
+            "`--size` or `--set` gives the model what Llama does not have: leave the row llama out with `--rows`."
+        )
     return rows

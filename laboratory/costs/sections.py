@@ -56,13 +56,23 @@ def note_on_bound(table: pd.DataFrame) -> str:
     )
 
 
+def note_on_experts(weights: SharedWeights) -> list[str]:
+    """What is read of experts, if there are any."""
+    if "num_experts" not in weights.setup.fields:
+        return []
+    return [
+        "Of E experts, those are read to which n rows, the loops of a pass times the batch, are expected to be sent "
+        "if each chooses k at random: E (1 - (1 - k / E)^n). Loops that choose alike read fewer."
+    ]
+
+
 def decode_section(run: Run) -> Section:
     table = decode.measure_decoding(run.weights, run.rows, run.batch, run.context, run.rounds)
     note = (
         f"{run.rounds} rounds. In each, a row decodes {decode.TOKENS} tokens greedily after a cache that was filled "
         f"with random keys and values. All sequences of the batch get a token in that time. {PASSES}"
     )
-    notes = [note, note_on_bound(table), f"Published: {PUBLISHED}."]
+    notes = [note, note_on_bound(table), *note_on_experts(run.weights), f"Published: {PUBLISHED}."]
     return Section("decode", "Decoding", with_published(table, PUBLISHED_MS), notes)
 
 
@@ -71,6 +81,7 @@ def loops_section(run: Run) -> Section:
     notes = [
         f"{run.rounds} rounds of {decode.TOKENS} tokens.",
         note_on_bound(table),
+        *note_on_experts(run.weights),
         "Parallel efficiency: time of L loops in turn, as the vanilla loop runs them in the same round, over L times "
         "that of PLT's L loops together: about 1 if further loops are free, 1 / L if they take as long as in turn. "
         "The vanilla loop itself has 1 / L.",

@@ -1,14 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that a decode step must read: over the bandwidth of memory, they bound its time."""
+"""Bytes that a decode step must read: over the bandwidth of memory, they bound its time.
+
+E experts of a layer, of which a row is sent to k.
+"""
 
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from configuration_plt import PLTConfig
+from modeling_plt.experts_plt import PLTSparseMoeBlock
 from modeling_plt.packed import PackedLinear
 from modeling_plt.passes_plt import schedule
 
 from .cache_bytes import theory
+
+
+def experts_read(num_experts: int, num_chosen: int, num_rows: int) -> float:
+    """How many of E experts some rows are expected to be sent to, if each row chooses its k at random."""
+    return num_experts * (1 - (1 - num_chosen / num_experts) ** num_rows)
+
+
+def unread(part: nn.Module, num_rows: int) -> float:
+    """Bytes of experts that none of the rows is expected to be sent to."""
+    total = 0.0
+    for block in part.modules():
+        if isinstance(block, PLTSparseMoeBlock):
+            gate = block.gate
+            left = 1 - experts_read(gate.num_experts, gate.top_k, num_rows) / gate.num_experts
+            total += left * sum(parameter.nbytes for parameter in block.experts.parameters())
+    return total
 
 
 def weight_bytes(part: nn.Module) -> int:
@@ -23,12 +43,19 @@ def weight_bytes(part: nn.Module) -> int:
 
 
 def step_bytes(model: PreTrainedModel, batch_size: int, context: int) -> int:
-    """The layers once in each pass, the head once, and for each sequence a KV cache of `context` tokens."""
+    """The layers once in each pass, the head once, and for each sequence a KV cache of `context` tokens.
+
+    Of experts, those to which the rows of a pass are expected to be sent: its loops of each sequence.
+    """
     config = model.config
     layers = [weight_bytes(layer) for layer in model.model.layers]
     once = weight_bytes(model.model) - sum(layers) + weight_bytes(model.lm_head)
     read = sum(layers)
     if isinstance(config, PLTConfig):
         passes = schedule(config, 1, 1, in_turn=not config.one_pass)
-        read = sum(layers[idx] for stage, _, _ in passes for idx in stage.layers)
+        read = sum(
+            layers[idx] - round(unread(model.model.layers[idx], len(loops) * batch_size))
+            for stage, loops, _ in passes
+            for idx in stage.layers
+        )
     return once + read + batch_size * theory(config, context, model.dtype.itemsize)

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from measuring_plt.rows import IN_TURN
-from measuring_plt.sizes import SIZES
+from measuring_plt.sizes import DENSE_SIZES
 from serving_plt.vllm.timed_engine import (
     FEW_ROWS,
     ROWS,
@@ -44,7 +44,9 @@ USUAL_ROWS = ["plain", "loop-2", IN_TURN, "plt-2", "plt-3"]
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="0.3b", help="size of the plain model; default: %(default)s")
+    parser.add_argument(
+        "--size", choices=DENSE_SIZES, default="0.3b", help="size of the plain model; default: %(default)s"
+    )
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),

@@ -19,6 +19,7 @@ from laboratory.costs.many_tokens import training_step
 from laboratory.costs.peak_memory import PHASES
 from laboratory.plots import plot_loops_and_bound, plot_prefill
 from laboratory.report import Section, cell, records, write, write_whole
+from laboratory.setting import headline
 from laboratory.timing import measure_rows
 from measuring_plt.filled_cache import fill, new_cache
 from measuring_plt.greedy import TOKENS, greedy_steps
@@ -304,7 +305,7 @@ DEVICE = "must be cpu, cuda or cuda:N"
     [
         ("sing", "No such command 'sing'"),
         ("", "Missing command"),
-        ("all --size 7b", "must be one of tiny, 0.3b, 0.5b, 1.3b, 1.9b, got '7b'"),
+        ("all --size 7b", "must be one of tiny, 0.3b, 0.5b, 1.3b, 1.9b, 0.9b-a0.2b, got '7b'"),
         ("all --rows plt-2 plt-9", "deep-2, got 'plt-9'"),
         ("all --dtype int8", "got 'int8'"),
         ("all --attn-implementation fast", "got 'fast'"),
@@ -319,6 +320,10 @@ DEVICE = "must be cpu, cuda or cuda:N"
         ("all --set hidden_size=65", "must be a multiple of `num_attention_heads`"),
         ("all --set hidden_size=big", "hidden_size"),
         ("all --set qk_norm=True", "leave the row llama out with `--rows`"),
+        ("decode --size 0.9b-a0.2b --rows llama", "leave the row llama out with `--rows`"),
+        ("memory --size 0.9b-a0.2b --rows plt-2", "computes memory of models without experts, got 0.9b-a0.2b"),
+        ("all --size 0.9b-a0.2b --rows plt-2", "computes memory of models without experts, got 0.9b-a0.2b"),
+        ("products --size 0.9b-a0.2b", "must be one of tiny, 0.3b, 0.5b, 1.3b, 1.9b, got '0.9b-a0.2b'"),
         ("decode --prompt-lengths 8", "No such option: --prompt-lengths"),
         ("loops --rows plt-2", "No such option: --rows"),
         ("loops --context 8 16", "unexpected extra argument(s) (16)"),
@@ -476,6 +481,19 @@ def test_rows_differ_in_nothing_but_their_mechanisms():
     }
 
 
+def test_experts_are_measured_without_llama_and_say_what_is_active(tmp_path, capsys):
+    fields = ["num_experts=5", "num_experts_per_tok=2", "moe_intermediate_size=16"]
+    point = ["--batch-sizes", 1, "--contexts", 6, "--rounds", 1]
+    run("decode", *SMALL, "--set", *fields, *point, "--output", tmp_path)
+    written = json.loads((tmp_path / "decode.json").read_text())
+    assert [record["row"] for record in written["decode"]] == [name for name in ROWS if name != "llama"]
+    idle = 2 * 3 * 3 * 16 * 64  # of three experts, in two layers
+    assert written["setting"]["parameters"] - written["setting"]["active parameters"] == idle
+    assert re.search(r"^tiny \(0\.[\d]+M parameters, active 0\.", headline(written["setting"]))
+    assert "active parameters" in capsys.readouterr().out
+    assert "E (1 - (1 - k / E)^n)" in (tmp_path / "decode.md").read_text()
+
+
 def test_the_formula_at_the_papers_setting():
     """16 layers, 8 KV heads of 64, window 64, 16-bit: 1.4 % more than plain at 4.5k, as published."""
     config = {name: row_config(SIZES["1.9b"], ROWS[name]) for name in ("plain", "plt-2", "loop-2")}
@@ -487,8 +505,9 @@ def test_the_formula_at_the_papers_setting():
 
 @pytest.mark.parametrize("size", [size for size in SIZES if size != "tiny"])
 def test_a_size_is_called_after_the_parameters_of_its_plain_row(size):
-    config = row_config(SIZES[size], PLAIN)
-    assert size == f"{empty_model(Setup(SIZES[size], CPU, torch.bfloat16, 'sdpa'), PLAIN).num_parameters() / 1e9:.1f}b"
+    config, model = row_config(SIZES[size], PLAIN), empty_model(Setup(SIZES[size], CPU, torch.bfloat16, "sdpa"), PLAIN)
+    active = f"-a{model.num_active_parameters() / 1e9:.1f}b" if config.num_experts else ""
+    assert size == f"{model.num_parameters() / 1e9:.1f}b{active}"
     assert config.head_dim == 64 and config.num_key_value_heads < config.num_attention_heads
 
 

@@ -6,17 +6,21 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeTopKRouter
 
 from laboratory.costs.arithmetic import multiplications, with_bound
 from laboratory.costs.decode import measure_decoding
 from laboratory.costs.many_tokens import training_step
-from laboratory.costs.step_bytes import step_bytes
+from laboratory.costs.step_bytes import experts_read, step_bytes
 from measuring_plt.greedy import all_logits, first_token
 from measuring_plt.models import Setup, SharedWeights, empty_model, random_ids
 from measuring_plt.rows import PLAIN, ROWS
 from measuring_plt.sizes import SIZES
 
 TINY = Setup(SIZES["tiny"], torch.device("cpu"), torch.float32, "sdpa")
+# the first of two layers has 5 experts of width 16, and one more that every token has
+ROUTED = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [1]}
+EXPERTS = replace(TINY, fields=TINY.fields | ROUTED | {"shared_expert_intermediate_size": 24})
 # elements of a tiny model: two layers of width 64, 2 heads and 1 KV head of 32, an MLP of 128, 256 words, window 8
 PROJECTIONS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 LAST_NORM = 64  # counted once
@@ -71,6 +75,21 @@ def test_loops_in_turn_read_the_layers_anew():
     assert in_turn - together == 2 * 4 * (PROJECTIONS + NORMS - LAST_NORM + GATES)
 
 
+@pytest.mark.parametrize(("row", "passes", "rows"), [("plain", 1, 3), ("plt-2", 1, 6), ("loop-2", 2, 3)])
+def test_a_step_reads_the_experts_that_its_rows_are_expected_to_be_sent_to(row, passes, rows):
+    dense, sparse = (step_bytes(SharedWeights(setup).build(ROWS[row]), BATCH, CONTEXT) for setup in (TINY, EXPERTS))
+    expert, shared, router = 3 * 64 * 16, 3 * 64 * 24 + 64, 5 * 64
+    read = 5 * (1 - (3 / 5) ** rows) * expert + shared + router
+    assert sparse - dense == pytest.approx(4 * passes * (read - 3 * 64 * 128), abs=passes)
+
+
+def test_experts_read_are_those_of_a_draw():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(4000, 6, 16, generator=generator).topk(2).indices  # 6 rows, each sent to 2 of 16 experts
+    counts = torch.zeros(4000, 16).scatter(1, drawn.flatten(1), 1).sum(dim=1)
+    assert experts_read(16, 2, 6) == pytest.approx(counts.mean().item(), rel=0.01)
+
+
 def test_the_bound_of_a_step_is_its_bytes_over_the_faster_measured_bandwidth(monkeypatch):
     bandwidths = iter([4e9, 2e9])
     monkeypatch.setattr("laboratory.costs.decode.read_bandwidth", lambda device: next(bandwidths))
@@ -89,13 +108,24 @@ def test_the_bound_of_a_step_is_its_bytes_over_the_faster_measured_bandwidth(mon
 @pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 @pytest.mark.parametrize("length", [2, 5, 30])
 @pytest.mark.parametrize("make_sample", [first_token, all_logits, training_step])
-def test_multiplications_are_those_that_the_model_does(row, length, make_sample):
-    model, counts = SharedWeights(TINY).build(row), []
+@pytest.mark.parametrize("setup", [TINY, EXPERTS], ids=["dense", "experts"])
+def test_multiplications_are_those_that_the_model_does(row, length, make_sample, setup):
+    if row.is_llama and setup is EXPERTS:
+        pytest.skip("Llama has none")
+    model, counts = SharedWeights(setup).build(row), []
+
+    def note(module, inputs, output):
+        counts.append(module.weight.numel() * inputs[0].shape[:-1].numel())
+
+    def note_experts(experts, inputs, output):
+        of_one = sum(parameter[0].numel() for parameter in experts.parameters())
+        counts.append(of_one * inputs[1].numel())  # the choices of all rows
+
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(
-                lambda linear, inputs, output: counts.append(linear.weight.numel() * inputs[0].shape[:-1].numel())
-            )
+        if isinstance(module, nn.Linear | Qwen3MoeTopKRouter):
+            module.register_forward_hook(note)
+        if isinstance(module, Qwen3MoeExperts):
+            module.register_forward_hook(note_experts)
     make_sample(model, random_ids(length, TINY))()
     assert sum(counts) == multiplications(model, length, num_outputs=1 if make_sample is first_token else 0)
 
