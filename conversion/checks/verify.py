@@ -20,6 +20,7 @@ from .expected_logits import Expected
 from .streamed_model import streamed_model
 
 TOLERANCE = 1e-4  # of float32 logits; summation order alone was measured at 1e-5
+LENGTH = 160  # tokens of each sequence; a window or a limit of positions beyond it would not be seen
 PART = 1 << 20  # values looked at together
 
 
@@ -82,7 +83,8 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
         input_ids, origin = expected.input_ids, expected.file.name
         logits: Tensor | None = expected.logits
     else:
-        input_ids = torch.randint(exact.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
+        shape = 2, min(LENGTH, exact.config.max_position_embeddings)
+        input_ids = torch.randint(exact.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
         logits = None if name is None else reference_logits(exact, getattr(transformers, name), input_ids)
     actual = plt_logits(exact.config, written, input_ids)
     if not actual.isfinite().all():
@@ -94,7 +96,8 @@ def verify_logits(exact: Plan, written: Checkpoint, expected: Expected | None) -
     error = (actual - logits).abs().max().item()
     if not error <= TOLERANCE:
         raise ValueError(f"Logits differ from those of {origin} by {error:.1e}, more than {TOLERANCE}.")
-    return f"Logits of {input_ids.numel()} tokens agree with {origin}: largest difference {error:.1e}."
+    tokens = " x ".join(map(str, input_ids.shape))
+    return f"Logits of {tokens} tokens agree with {origin}: largest difference {error:.1e}."
 
 
 @torch.inference_mode()

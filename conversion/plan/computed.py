@@ -34,7 +34,7 @@ class Derivation:
             empty = [torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype]) for _, tensor in self.stored]
         try:
             return self.run(empty)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{named(self.name)} cannot be computed from the source: {error}") from error
 
     def compute(self) -> dict[str, Tensor]:

@@ -141,6 +141,23 @@ def test_known_mistakes_do_not_pass_the_check(tmp_path, capsys, monkeypatch, mis
     assert not list(tmp_path.iterdir())
 
 
+def test_a_window_that_a_source_overlooks_does_not_pass_the_check(tmp_path, capsys, monkeypatch):
+    source = all_sources()["mistral"]
+
+    def overlook(fields):
+        fields.left.pop("sliding_window")
+        return source.read_fields(fields)
+
+    wrong = replace(source, read_fields=overlook)
+    monkeypatch.setattr(conversion_plt.convert, "find_source", lambda config: wrong)
+    model = plain_model("mistral")
+    model.config.sliding_window = 64
+    model.save_pretrained(tmp_path / "source")
+    assert "Logits differ from those of transformers' MistralForCausalLM" in refused(
+        capsys, tmp_path / "source", tmp_path / "target"
+    )
+
+
 def test_bfloat16_stays_bfloat16_to_the_bit_in_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion_plt.target.write_weights, "LARGEST", 20_000)
     model = plain_model("llama").to(torch.bfloat16)
