@@ -17,7 +17,7 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-EXPERIMENTS ?= swaps reach scales hops mano capo language window
+EXPERIMENTS ?= swaps reach scales hops mano capo language window experts
 
 .PHONY: demo results serve test test-serve test-all test-peers lint format types docs docs/tools.md site build clean
 
@@ -122,7 +122,7 @@ types: $(READY)
 
 # run every block of the documents; and where the tools are installed, try them again and write their table
 docs: $(READY)
-	$(BIN)/python -m pytest tests/examples tests/conversion/test_contributing.py
+	$(BIN)/python -m pytest tests/examples tests/conversion/test_contributing.py tests/laboratory/test_contributed_experiment.py
 	$(if $(wildcard .venv-tools),$(MAKE) docs/tools.md)
 
 # the pages and the docstrings as a site, in build/site; fails if a link leads nowhere

@@ -10,7 +10,8 @@ from laboratory import tasks
 from laboratory.tasks.harness.definition import Run
 from laboratory.tasks.harness.train import measure
 
-PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
@@ -20,6 +21,11 @@ def experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.setattr(tasks, "names", lambda: [name])
     return tasks.load(name)
+
+
+def test_the_makefile_runs_every_experiment():
+    listed = re.search(r"^EXPERIMENTS \?= (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    assert sorted(listed.split()) == tasks.names()
 
 
 def test_its_answers_are_right(experiment):

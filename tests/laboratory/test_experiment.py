@@ -21,7 +21,7 @@ from laboratory.tasks.harness.examples import NO_ANSWER, Examples
 from laboratory.tasks.harness.plan import missing_runs
 from laboratory.tasks.harness.report import write_report
 from laboratory.tasks.harness.store import Store
-from laboratory.tasks.harness.train import build, correct_and_nats, measure, scores
+from laboratory.tasks.harness.train import build, correct_and_nats, measure, scores, training_arguments
 from laboratory.tasks.hops import Hops
 from measuring_plt.rows import ALL_ROWS
 
@@ -97,6 +97,13 @@ def test_a_run_of_experts_says_how_alike_its_loops_choose():
     overlap = [of_layer[1] for of_layer in result["expert_overlap"]]
     assert all(0 < share <= 1 for share in overlap) and result["active_parameters"] < result["parameters"]
     assert all(sum(load) == pytest.approx(1) for load in result["expert_load"])
+
+
+def test_the_optimizer_is_the_published_one(tmp_path):
+    """arXiv 2510.25741, section 6.2; it is no setting of a run, because all results have it."""
+    arguments = training_arguments(Run(FAST, FAST.cells[0], 3e-3, 1), str(tmp_path))
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.98, 0.1)
+    assert arguments.lr_scheduler_type == "cosine"
 
 
 def test_a_run_writes_what_it_did(tmp_path):

@@ -247,6 +247,7 @@ def test_a_checkpoint_of_another_release_is_named_as_such(tmp_path):
             ["--weight-decay", "0", "--adam-beta2", "0.9"],
             "`adam_beta2` is 0.95 and not 0.9, `weight_decay` is 0.1 and not 0.0",
         ),
+        (["--max-grad-norm", "2"], "`max_grad_norm` is 1.0 and not 2.0"),
         (["--decay-gates-and-scales"], "`decay_gates_and_scales` is False and not True"),
     ],
 )
