@@ -121,7 +121,8 @@ DECODE = {"rounds": Rounds, "compiled": Compiled, "packed": Packed}
 add(
     "memory",
     ("memory", "cache"),
-    "Memory by phase, beside formulas.\n\nEach row and phase in a process of its own; the KV cache by context, too.",
+    "Measure the memory of each row by phase, beside formulas.\n\nEach row and phase in a process of its own; the KV "
+    "cache by context, too.",
     rows=Rows,
     context=Contexts,
     prompt=Prompt,

@@ -50,7 +50,7 @@ PROGRAMS = {
     "pretrain": Program(
         "training_plt.pretrain.__main__", "train", "Train a new PLT on texts, or go on with a saved one."
     ),
-    "heal": Program("training_plt.heal.__main__", "train", "Train a converted PLT towards the model that it is of."),
+    "heal": Program("training_plt.heal.__main__", "train", "Train a converted PLT towards its source."),
     "finetune": Program("training_plt.finetune.__main__", "train", "Train a saved PLT on chats."),
     "diagnose": Program("training_plt.diagnose.__main__", "train", "Say what each loop of a saved PLT adds."),
     "eval": Program("command_plt.eval", "eval", "Run lm-eval on a saved PLT."),

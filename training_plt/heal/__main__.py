@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train a converted checkpoint until it is as good a PLT as its source was a model.
+r"""Train a converted checkpoint towards the model that it was converted from.
 
     plt heal --model CONVERTED --teacher SOURCE --output-dir runs/healed --max-steps 500 \
         --learning-rate 1e-3 --block-size 128
