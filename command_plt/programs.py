@@ -24,10 +24,14 @@ class Program(NamedTuple):
     help: str
 
     def start(self, arguments: list[str]) -> None:
-        """Run it; without its extra, end with one sentence."""
+        """Run it; without its extra, end with one sentence, which for `--help` stands after what it does."""
         missing = self.missing()
         if missing:
-            sys.exit(f"plt: {', '.join(missing)} must be installed: `pip install '{PACKAGE}[{self.extra}]'`.")
+            needed = f"{', '.join(missing)} must be installed: `pip install '{PACKAGE}[{self.extra}]'`."
+            if not {"-h", "--help"} & set(arguments):
+                sys.exit(f"plt: {needed}")
+            print(f"{self.help}\n\nTo see its arguments, {needed}")
+            return
         import_module(self.module).main(arguments)
 
     def missing(self) -> list[str]:

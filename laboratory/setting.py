@@ -3,6 +3,7 @@
 
 import platform
 from functools import cache
+from typing import Any
 
 import torch
 from cpuinfo import get_cpu_info
@@ -22,7 +23,7 @@ METHOD = (
 def describe(command: str, size: str, setup: Setup) -> dict:
     """A run, for the JSON file; `fields` are those of PLTConfig that all rows share."""
     decoding = "static cache and a compiled step" if setup.compiled else "dynamic cache, eager"
-    plain = empty_model(setup, PLAIN)
+    plain: Any = empty_model(setup, PLAIN)  # one of ours
     active = {"active parameters": plain.num_active_parameters()} if plain.config.num_experts else {}
     return {
         "command": command,

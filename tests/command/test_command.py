@@ -205,8 +205,10 @@ def test_an_error_in_the_middle_of_a_program_keeps_its_traceback(monkeypatch):
 
 def test_a_missing_extra_of_a_program_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
     monkeypatch.setattr(programs, "is_installed", lambda name: name not in ("trl", "seaborn"))
-    message = "plt: seaborn, trl must be installed: `pip install 'parallel-loop-transformer[train]'`."
-    assert ended(capsys, "heal --help") == (1, message)
+    needed = "seaborn, trl must be installed: `pip install 'parallel-loop-transformer[train]'`."
+    assert ended(capsys, "heal --max-steps 1") == (1, f"plt: {needed}")
+    main(["heal", "--help"])
+    assert capsys.readouterr().out == f"{PROGRAMS['heal'].help}\n\nTo see its arguments, {needed}\n"
     monkeypatch.undo()
     assert [program.missing() for program in PROGRAMS.values()] == [[]] * len(PROGRAMS)
     assert not programs.is_installed("no-such-package")
