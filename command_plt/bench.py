@@ -174,7 +174,8 @@ add(
 add(
     "all",
     ("memory", "cache", "decode", "loops", "prefill", "score", "train"),
-    "All of these.\n\n`loops` takes the first batch size and context, `memory` the longest prompt.",
+    "Measure all that depends on rows: memory, decode, loops, prefill, score and train.\n\n`loops` takes the first "
+    "batch size and context, `memory` the longest prompt.",
     rows=Rows,
     batch=Batches,
     context=Contexts,

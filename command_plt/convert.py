@@ -27,7 +27,11 @@ def convert(
     revision: Revision = None,
     loops: Annotated[
         int | None,
-        typer.Option(parser=integer, metavar="N", help="Number of loops of a plain source over its whole stack."),
+        typer.Option(
+            parser=integer,
+            metavar="N",
+            help="Number of loops over the whole stack of a plain source; with --to-plt, of the PLT.",
+        ),
     ] = None,
     expected: Annotated[
         Path | None,
