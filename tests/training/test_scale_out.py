@@ -18,7 +18,7 @@ def flags(folder, output, batch_size, *more) -> list[str]:
     """A run whose steps take 8 packed entries, in two batches."""
     values = {
         "dataset": folder / "texts.jsonl",
-        "config": folder / "config.json",
+        "preset": folder / "config.json",
         "output_dir": folder / output,
         "bpe_size": 257,
         "block_size": 32,
