@@ -8,6 +8,7 @@ import torch.distributed as dist
 from tiny import tiny_ids
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers.distributed import DistributedConfig
 
 from modeling_plt import PLTForCausalLM
 
@@ -45,6 +46,20 @@ def tensor_parallel(folder):
     assert_same_gradients(model, alone)
 
 
+def expert_parallel(folder):
+    """Each process has half of the experts, whole, beside half of the heads: logits and gradients are those of one."""
+    plan = DistributedConfig(tp_size=2, ep_size=2)
+    model = PLTForCausalLM.from_pretrained(folder, distributed_config=plan)
+    alone, input_ids = PLTForCausalLM.from_pretrained(folder), tiny_ids(2, 9)
+    of_all, here = (each.model.layers[0].mlp.experts.down_proj for each in (alone, model))
+    assert here.to_local().shape == (len(of_all) // 2, *of_all.shape[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids).logits, alone(input_ids).logits, rtol=0, atol=5e-5)
+    for each in (model.train(), alone.train()):
+        loss_of(each, input_ids).backward()
+    assert_same_gradients(model, alone)
+
+
 def hybrid_sharding(folder):
     """Two replicas that accumulate gradients, and exchange them with the last batch only."""
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
@@ -63,5 +78,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for folder in sorted(Path(sys.argv[2]).iterdir()):
-        {"tensor_parallel": tensor_parallel, "hybrid_sharding": hybrid_sharding}[sys.argv[1]](folder)
+        {task.__name__: task for task in (tensor_parallel, expert_parallel, hybrid_sharding)}[sys.argv[1]](folder)
     dist.destroy_process_group()

@@ -38,6 +38,13 @@ def test_tensor_parallelism_splits_heads_and_gates(tmp_path):
     run_two("tensor_parallel", tmp_path / "models", tmp_path)
 
 
+def test_expert_parallelism_splits_experts(tmp_path):
+    tiny_model(num_loops=3, vocab_size=62, **EXPERTS | {"num_experts": 6}).save_pretrained(
+        tmp_path / "models" / "even"
+    )
+    run_two("expert_parallel", tmp_path / "models", tmp_path)
+
+
 def test_replicas_of_shards_accumulate_gradients(tmp_path):
     """Loop 0 has no use for the gate; a gradient that arrives alone would not fit the others of its layer."""
     for num_loops in (1, 2, 3):
