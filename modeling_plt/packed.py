@@ -25,6 +25,8 @@ PACKED = "its weights are packed. `unpack_weights` gives the plain ones back."
 class Memory(NamedTuple):
     """Bytes of the weights of all `nn.Linear` that `pack_weights` has packed.
 
+    Experts and routers of a mixture are no `nn.Linear`: they stay as they are, and are not counted.
+
     Attributes:
         before: bytes of the plain weights.
         after: bytes of the packed ones.

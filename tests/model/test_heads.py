@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_ids, tiny_model
+from tiny import EXPERTS, tiny_ids, tiny_model
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -71,3 +71,15 @@ def test_labels_give_the_loss_of_each_head():
     start, end = outputs(answers, input_ids).unbind(-1)
     loss = (torch.nn.functional.cross_entropy(start, starts) + torch.nn.functional.cross_entropy(end, ends)) / 2
     torch.testing.assert_close(answers(input_ids, start_positions=starts, end_positions=ends).loss, loss)
+
+
+def test_a_head_trains_experts_without_a_balance_loss(tmp_path):
+    tiny_model(num_loops=2, **EXPERTS).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, pad_token_id=0).train()
+    losses = []
+    for weight in (0.0, 5.0):
+        model.config.router_aux_loss_coef = weight
+        losses.append(model(tiny_ids(2, 9), labels=torch.tensor([0, 1])).loss)
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+    losses[0].backward()
+    assert model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0

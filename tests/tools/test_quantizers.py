@@ -14,7 +14,7 @@ import pytest
 import torch
 from greedy import assert_cached_equals_uncached
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tiny import randomize, tiny_ids, tiny_model
+from tiny import EXPERTS, randomize, tiny_ids, tiny_model
 from torch import Tensor, nn
 from train_tiny import losses, train
 from transformers import (
@@ -180,6 +180,23 @@ def test_a_quantizer_leaves_gates_norms_and_embeddings_as_they_are(folders, quan
         assert type(after[name]) is Tensor, name
         assert after[name].dtype == torch.float32, name
         assert torch.equal(after[name], before[name]), name
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda quantizer: quantizer.quantize.__name__)
+def test_experts_and_routers_stay_as_they_are(tmp_path, quantizer):
+    routed = EXPERTS | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 128}
+    routed["shared_expert_gate"] = False  # of one row, which bitsandbytes' 4-bit product on a CPU does not take
+    tiny_model(num_loops=2, **SIZES | routed).save_pretrained(tmp_path)
+    before, model = load(tmp_path).state_dict(), quantizer.quantize(tmp_path)
+    after = model.state_dict()
+    plain = [name for name in before if ".experts." in name or name.endswith("mlp.gate.weight")]
+    assert len(plain) == 3 * SIZES["num_hidden_layers"]
+    for name in plain:
+        assert type(after[name]) is Tensor and torch.equal(after[name], before[name]), name
+    shared = {kind for name, kind in kinds(model).items() if ".shared_expert." in name}
+    assert shared == {quantizer.kind}
+    with torch.inference_mode():
+        assert model(tiny_ids(2, 11)).logits.isfinite().all()
 
 
 @each(QUANTIZERS)
