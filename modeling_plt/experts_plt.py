@@ -113,12 +113,13 @@ def share_of_labels(labels: Tensor, num_items_in_batch: Tensor | int | None) -> 
     return (labels[:, 1:] != -100).sum() / num_items_in_batch
 
 
-def fuse_experts() -> None:
-    """Tell transformers that files hold one matrix per expert, the model one tensor of all.
+def fuse_experts(config: PLTConfig) -> None:
+    """Tell transformers that files hold one matrix per expert, the model one tensor of all; without experts, nothing.
 
-    Said for each model: an older folder's own code may have said otherwise of this `model_type` since the import.
+    Said of each model when it is built, and again when it is saved: transformers knows one answer for a `model_type`,
+    which another model or an older folder's own code may have given since.
     """
-    mapping = conversion_mapping.get_checkpoint_conversion_mapping("qwen2_moe")
+    mapping = conversion_mapping.get_checkpoint_conversion_mapping("qwen2_moe") if config.num_experts else []
     conversion_mapping.register_checkpoint_conversion_mapping(PLTConfig.model_type, mapping, overwrite=True)
 
 

@@ -154,8 +154,13 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
     def __init__(self, config: PLTConfig, *args: Any, **kwargs: Any):
         config.validate()  # overrides in `from_pretrained` have set one field at a time
         super().__init__(config, *args, **kwargs)
-        fuse_experts()
+        fuse_experts(config)
         tell_peft(config.model_type)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with one matrix per expert."""
+        fuse_experts(self.config)
+        super().save_pretrained(*args, **kwargs)
 
     @property
     def one_pass(self) -> bool:

@@ -181,7 +181,7 @@ def test_a_computed_tensor_that_was_written_wrong_is_found(source, tmp_path, mon
         tensors = load_file(file)
         tensors["model.layers.1.self_attn.k_proj.weight"].view(torch.uint8)[-1, -1] ^= 1
         save_file(tensors, file, metadata={"format": "pt"})
-        return verify(plan, written, keep_nan)
+        return verify(plan, open_checkpoint(written.folder), keep_nan)
 
     monkeypatch.setattr(conversion_plt.convert, "verify_files", damage_and_verify)
     message = refused(capsys, source, tmp_path / "target")

@@ -251,6 +251,13 @@ def test_a_file_loads_into_a_model_as_trainer_does_it(tmp_path):
     assert not any(other.load_state_dict(model.state_dict(), strict=True))  # the model's own names too
 
 
+def test_experts_are_saved_apart_after_a_dense_model_was_built(tmp_path):
+    model = tiny_model(num_loops=2, **EXPERTS)
+    tiny_model()
+    model.save_pretrained(tmp_path)
+    assert "model.layers.0.mlp.experts.0.up_proj.weight" in load_file(tmp_path / "model.safetensors")
+
+
 def test_experts_load_after_other_code_has_registered_the_model_type(tmp_path):
     """The code of an older folder says of this `model_type`, for the whole process, that no weights are fused."""
     from transformers import conversion_mapping
