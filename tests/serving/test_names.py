@@ -21,7 +21,12 @@ from uses import OBJECTS, Uses, lacking_flags
 from serving_plt.vllm.checks import NEWEST
 
 OURS = {"sources.py", "uses.py", "test_names.py"}
-FILES = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "tests/serving").glob("*.py")]
+FILES = [
+    file
+    for folder in ("serving_plt/vllm", "laboratory/serving", "tests/serving")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+]
+assert all(any(folder in file.as_posix() for file in FILES) for folder in ("serving_plt", "laboratory"))
 FILES = sorted(path for path in FILES if path.name not in OURS)
 WHEEL = f"vllm=={NEWEST}.0"
 PATIENCE = 300  # seconds for the download
