@@ -190,8 +190,3 @@ def test_lm_eval_scores_the_held_out_texts(folder, program, switches, environmen
     output = run(folder / "runs/demo/data", *command, environment=environment)
     value = re.search(r"bits_per_byte *\|. *\| *([0-9.]+)", output)
     assert value and 0 < float(value[1]) < 8, output
-
-
-def test_the_conversion_benchmark_runs(folder):
-    output = run(folder, "-m", "command_plt.main", "bench", "convert", "--gigabytes", 0.01)
-    assert re.search(r"\| plt convert --to-plt +\| +[0-9.]+ +\| +[0-9.]+ +\|", output)
