@@ -44,14 +44,17 @@ class Source:
         if self.reference_class is not None:
             # transformers writes only what differs from its defaults; the rest must be checked too
             complete = self.reference_config(config)[1]
-            # under one name each, where transformers and the hub spell a field in two ways
-            two_names = CONFIG_MAPPING[self.model_type].attribute_map.items()
-            spelled = {*LEGACY_ROPE, *(name for pair in two_names for name in pair)}
+            spelled = {*LEGACY_ROPE, *self.aliases}
             config = {name: value for name, value in config.items() if name not in spelled} | complete
         fields = Fields(config)
         taken = self.read_fields(fields)
         fields.refuse_rest(ignored)
         return taken
+
+    @property
+    def aliases(self) -> set[str]:
+        """Both names of each field that transformers and the hub spell in two ways."""
+        return {name for pair in CONFIG_MAPPING[self.model_type].attribute_map.items() for name in pair}
 
     def reference_config(self, config: dict) -> tuple[PreTrainedConfig, dict]:
         """The config of transformers' own class, and its fields.
@@ -68,8 +71,7 @@ class Source:
                 f"`reference_class` of `{self.model_type}` must be in transformers, but {__version__} knows no such "
                 "`model_type`."
             )
-        config_class = CONFIG_MAPPING[self.model_type]
-        aliases = {name for pair in config_class.attribute_map.items() for name in pair}
+        config_class, aliases = CONFIG_MAPPING[self.model_type], self.aliases
         declared = {field.name for field in dataclass_fields(config_class)} - HARMLESS
         # `head_dim` is read by some that do not declare it
         names = declared | aliases | {*LEGACY_ROPE, "head_dim"}
