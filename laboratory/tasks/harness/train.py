@@ -63,8 +63,8 @@ def routing_of(model: PLTForCausalLM, test: Examples) -> dict[str, Any]:
     routing = Routing(model.config)
     if not routing.layers:
         return {}
-    for input_ids in test.input_ids[:NUM_ROUTED].long():
-        routing.add(model.model.eval()(input_ids[None].to(model.device), output_router_logits=True).router_logits)
+    input_ids = test.input_ids[:NUM_ROUTED].long().to(model.device)
+    routing.add(model.model.eval()(input_ids, output_router_logits=True).router_logits)
     return {"active_parameters": model.num_active_parameters()} | routing.results()
 
 
