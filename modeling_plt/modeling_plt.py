@@ -498,8 +498,7 @@ class PLTForCausalLM(PLTPreTrainedModel, PLTGenerationMixin):
                 mask `[B, T]`, which gives logits `[number of True, V]`.
         """
         keeps_last = isinstance(logits_to_keep, int) and labels is None and not self.training
-        balances = labels is not None and self.training and self.config.num_experts > 0
-        if balances and self.config.router_aux_loss_coef != 0:
+        if labels is not None and self.training and self.config.router_aux_loss_coef:  # 0 without experts
             kwargs["output_router_logits"] = True
         outputs = self.model(
             input_ids=input_ids,

@@ -61,9 +61,8 @@ class BalancesInTraining(SFTTrainer):
     def __init__(self, model: PLTForCausalLM, *args: Any, **kwargs: Any):
         before = model.config.output_router_logits
         super().__init__(model, *args, **kwargs)
-        model.config.output_router_logits = (
-            before  # TRL sets it, which would be saved, and asks in each forward anyway
-        )
+        # TRL sets it, which would be saved, and asks in each forward anyway
+        model.config.output_router_logits = before
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """As TRL's, which would add the balance loss to the text's in evaluations too."""
