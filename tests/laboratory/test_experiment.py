@@ -200,6 +200,22 @@ def test_a_result_of_before_a_field_of_the_config_stands_for_its_default(tmp_pat
         store.read(run)
 
 
+@pytest.mark.parametrize("field, value", [("num_experts_per_tok", 4), ("hidden_size", "wide")])
+def test_a_result_of_a_config_that_is_refused_today_is_none_of_the_run(field, value, tmp_path):
+    run = Run(FAST, FAST.cells[1], 1e-3, 1)
+    older = canned(run)
+    older["config"][field] = value
+    Store(tmp_path).write(run, older)
+    with pytest.raises(ValueError, match="with config = "):
+        Store(tmp_path).read(run)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "experts"])
+def test_the_published_results_are_those_of_the_runs_of_today(name):
+    found = load(name)
+    assert not list(missing_runs(found, list(found.cells), [1, 2, 3], Store(ROOT / "results" / name)))
+
+
 def test_a_frozen_gate_stays_at_one_half():
     for frozen, is_moved in (("", True), ("plt_gate", False)):
         model = build(Run(FAST, Cell("plt-2", frozen=frozen), 1e-3, 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from huggingface_hub.errors import StrictDataclassError
 
 from configuration_plt import PLTConfig
 
@@ -68,11 +69,18 @@ class Store:
 
 
 def same_config(found: Any, wanted: dict) -> bool:
-    """Whether two configs describe one model: a field that an older result lacks has its default."""
+    """Whether two configs describe one model: a field that an older result lacks is what a config makes of that."""
     if not isinstance(found, dict):
         return False
-    own = {name: each.default for name, each in PLTConfig.__dataclass_fields__.items() if name in wanted}
-    return all(found.get(name, default) == wanted[name] for name, default in own.items() if name not in NO_SETTING)
+    try:
+        return fields_of(found) == fields_of(wanted)
+    except (ValueError, StrictDataclassError):  # no config of today
+        return False
+
+
+def fields_of(config: dict) -> dict[str, Any]:
+    fields = PLTConfig.from_dict(config).to_dict()
+    return {name: value for name, value in fields.items() if name not in NO_SETTING}
 
 
 def load(file: Path) -> dict:
