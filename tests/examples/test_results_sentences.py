@@ -9,8 +9,10 @@ import pytest
 from result_pages import PAGES, ROOT, is_rounded, results_of, sections_of
 
 from laboratory.tasks import load
+from laboratory.tasks.experts import BALANCED, EXPERTS
 from laboratory.tasks.harness.report import overall, points_of, scores_by_seed
 from laboratory.tasks.harness.store import Store
+from measuring_plt.rows import PUBLISHED_MS
 
 INTERVAL = r" ± \d*\.\d+"
 NUMBER = rf"(-?\d*\.?\d+(?:{INTERVAL})?)"
@@ -26,6 +28,26 @@ def measured(file: str, column: str, row: str, **where: object) -> float:
 
 def to_plain(file: str, row: str, **where: object) -> float:
     return measured(file, "ratio to plain", row, **where)
+
+
+@cache
+def experts_of(row: str) -> pd.DataFrame:
+    """Of a row with experts, by seed and layer: the overlap between two loops, and what random choice gives."""
+    results = [
+        json.loads(file.read_text()) for file in (ROOT / "results/experts").glob(f"{row}_experts-8_*seed-?.json")
+    ]
+    chosen = EXPERTS["num_experts_per_tok"]
+    lines = [
+        # an expert that takes a share s of the choices is chosen by a token with k s
+        {"seed": each["seed"], "overlap": later, "by load": chosen * sum(share**2 for share in load)}
+        for each in results
+        for (_, later), load in zip(each["expert_overlap"], each["expert_load"], strict=True)
+    ]
+    return pd.DataFrame(lines).groupby("seed").mean()
+
+
+def overlap(row: str, column: str = "overlap") -> float:
+    return experts_of(row)[column].mean()
 
 
 def served(row: str, section: str = "decode", **where: object) -> float:
@@ -249,6 +271,50 @@ SENTENCES = (
         ("scales", "plt-2, hidden_scale 1.0", "mean"),
     ),
     ("when", "LoopCoder-V2's is {}", 0.053),
+    # experts
+    ("results", "The balance loss weighs {}", BALANCED["router_aux_loss_coef"]),
+    (
+        "results",
+        "`plt-2, experts 8` is below `plain, experts 8` by {} and `plt-2` below `plain` by {}",
+        ("experts", "plain, experts 8", "minus plt-2, experts 8"),
+        ("experts", "plain", "minus plt-2"),
+    ),
+    (
+        "results",
+        "experts take {} bits from `plt-2` (`plt-2, experts 8`) and {} from `loop-2` (`loop-2, experts 8`); from "
+        "plain they are not shown to take any ({} for `plain` and `plain, experts 8`)",
+        ("experts", "plt-2", "minus plt-2, experts 8"),
+        ("experts", "loop-2", "minus loop-2, experts 8"),
+        ("experts", "plain", "minus plain, experts 8"),
+    ),
+    (
+        "results",
+        "`plt-2, experts 8` is below `loop-2, experts 8` by {}",
+        ("experts", "loop-2, experts 8", "minus plt-2, experts 8"),
+    ),
+    (
+        "results",
+        "PLT-2's loops have {} in common, the vanilla loop's, without the shift, {}",
+        overlap("plt-2"),
+        overlap("loop-2"),
+    ),
+    (
+        "results",
+        "Random choice gives {}, and {} and {} where experts are chosen as often as these are",
+        EXPERTS["num_experts_per_tok"] / EXPERTS["num_experts"],
+        overlap("plt-2", "by load"),
+        overlap("loop-2", "by load"),
+    ),
+    (
+        "results",
+        "two loops of one token read {} times the experts of one loop, where random choice reads {} and equal choice "
+        "{}. The paper's {} ms beside {}",
+        2 - overlap("plt-2"),
+        2 - EXPERTS["num_experts_per_tok"] / EXPERTS["num_experts"],
+        1,
+        PUBLISHED_MS["plt-2"],
+        PUBLISHED_MS["plain"],
+    ),
     # how the results were made
     ("results", "Chance is {}.", 1 / load("swaps").task.num_boxes),
     ("results", "chance is {}. A window of W", 1 / (load("reach").task.alphabet - 1)),  # no letter follows itself
@@ -323,6 +389,19 @@ CLAIMS = (
     ("results", "`smear` cannot either", "same", ("language", "smear", "plt-2")),
     ("results", "`loop-2` is below `smear`", "ahead", ("language", "loop-2", "smear")),
     ("results", "`plt-3` is below `smear`", "ahead", ("language", "plt-3", "smear")),
+    ("results", "PLT-2 gains with experts", "ahead", ("experts", "plt-2, experts 8", "plain, experts 8")),
+    ("results", "and `plt-2` below `plain`", "ahead", ("experts", "plt-2", "plain")),
+    *(
+        ("results", "At equal active parameters experts take", "ahead", ("experts", f"{row}, experts 8", row))
+        for row in ("loop-2", "plt-2")
+    ),
+    ("results", "they are not shown to take any", "same", ("experts", "plain, experts 8", "plain")),
+    (
+        "results",
+        "`plt-2, experts 8` is below `loop-2, experts 8`",
+        "ahead",
+        ("experts", "plt-2, experts 8", "loop-2, experts 8"),
+    ),
     ("when", "PLT-2 is above plain by", "ahead", ("swaps", "plt-2", "plain")),
     ("when", "and PLT-3 above PLT-2 by", "ahead", ("swaps", "plt-3", "plt-2")),
     ("when", "PLT-2 cannot be told from plain with twice the layers", "same", ("swaps", "plt-2", "deep-2")),
@@ -480,6 +559,12 @@ def test_every_claim_that_rows_cannot_be_told_apart_is_one_of_these(page):
                 start <= found.start() and found.end() <= end for place, (start, end) in claimed if place == section
             ]
             assert any(inside), text[max(found.start() - 60, 0) : found.end() + 40]
+
+
+def test_loops_with_the_shift_have_fewer_experts_in_common_with_each_seed():
+    assert len(places("results", "the shift's is lower with each of the three seeds")) == 1
+    differences = experts_of("plt-2")["overlap"] - experts_of("loop-2")["overlap"]
+    assert len(differences) == 3 and differences.lt(0).all()
 
 
 def test_the_order_of_the_ablation_is_that_of_the_results():
