@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,8 +19,10 @@ from measuring_plt.models import Setup, empty_model, row_config
 from measuring_plt.rows import PLAIN, PUBLISHED_CACHE, PUBLISHED_MS, ROWS
 
 from ..report import markdown
+from ..tasks.experts import EXPERTS
 from .arithmetic import multiplications
 from .cache_bytes import theory
+from .step_bytes import share_alike, step_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/benchmark.md")
@@ -110,6 +113,45 @@ def decoding() -> list[dict]:
                 }
             )
     return rows
+
+
+def experts() -> list[dict]:
+    """Of a mixture of experts, times beside the bytes of PLT-2 over plain's, by how alike its loops choose."""
+    file = "decode-experts/one-thread-avx512/decode"
+    records, fields = read(file)["decode"], read(file)["setting"]["fields"]
+    setup = Setup(fields, torch.device("cpu"), torch.float32, "sdpa")
+    models = {name: empty_model(setup, ROWS[name]) for name in ("plain", "plt-2")}
+    kinds = {"at random": 0.0, "as trained": trained_alike(), "alike": 1.0}
+    rows = []
+    for each in (record for record in records if record["row"] == "plain"):
+        batch, context = each["batch"], each["context"]
+        plt = line(records, row="plt-2", batch=batch, context=context)
+        least = step_bytes(models["plain"], batch, context)
+        bytes_by_kind = {kind: step_bytes(models["plt-2"], batch, context, alike) for kind, alike in kinds.items()}
+        rows.append(
+            {
+                "batch": str(batch),
+                "plain, ms": shown(each["ms per token"], 1),
+                "plain's bound, ms": shown(each["bound, ms"], 1),
+                "PLT-2, ms": shown(plt["ms per token"], 1),
+                "plt-2 / plain": shown(plt["ratio to plain"]),
+                **{f"bytes, loops choose {kind}": shown(read / least) for kind, read in bytes_by_kind.items()},
+                "paper, batch 4": shown(plt["published ratio"]),
+                "file": link(file),
+            }
+        )
+    return rows
+
+
+def trained_overlap(row: str) -> float:
+    """The part of a token's experts that two loops have in common, the mean over layers and seeds of `experts`."""
+    files = sorted((ROOT / "results/experts").glob(f"{row}_experts-8_*_seed-[123].json"))
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return fmean(later for result in results for _, later in result["expert_overlap"])
+
+
+def trained_alike() -> float:
+    return share_alike(trained_overlap("plt-2"), EXPERTS["num_experts"], EXPERTS["num_experts_per_tok"])
 
 
 def loops() -> list[dict]:
@@ -286,6 +328,7 @@ def promise() -> list[dict]:
 
 BLOCKS: dict[str, Callable[[], list[dict]]] = {
     "decoding": decoding,
+    "experts": experts,
     "loops": loops,
     "products": products,
     "many tokens": many_tokens,

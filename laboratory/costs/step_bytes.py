@@ -15,19 +15,30 @@ from modeling_plt.passes_plt import schedule
 from .cache_bytes import theory
 
 
-def experts_read(num_experts: int, num_chosen: int, num_rows: int) -> float:
-    """How many of E experts some rows are expected to be sent to, if each row chooses its k at random."""
-    return num_experts * (1 - (1 - num_chosen / num_experts) ** num_rows)
+def experts_read(num_experts: int, num_chosen: int, batch_size: int, num_loops: int, alike: float = 0.0) -> float:
+    """How many of E experts the rows of a pass are expected to be sent to, the loops of each sequence.
+
+    A row chooses its k at random, but in a share `alike` of the cases a later loop has the first one's choice.
+    """
+    chosen = num_chosen / num_experts
+    not_sent = (1 - chosen) * (1 - (1 - alike) * chosen) ** (num_loops - 1)  # to an expert, by a sequence
+    return num_experts * (1 - not_sent**batch_size)
 
 
-def unread(part: nn.Module, num_rows: int) -> float:
+def share_alike(overlap: float, num_experts: int, num_chosen: int) -> float:
+    """The share `alike` with which two loops have this part of their experts in common, as `plt diagnose` shows it."""
+    chosen = num_chosen / num_experts
+    return (overlap - chosen) / (1 - chosen)
+
+
+def unread(part: nn.Module, batch_size: int, num_loops: int, alike: float) -> float:
     """Bytes of experts that none of the rows is expected to be sent to."""
     total = 0.0
     for block in part.modules():
         if isinstance(block, PLTSparseMoeBlock):
             gate = block.gate
-            left = 1 - experts_read(gate.num_experts, gate.top_k, num_rows) / gate.num_experts
-            total += left * sum(parameter.nbytes for parameter in block.experts.parameters())
+            read = experts_read(gate.num_experts, gate.top_k, batch_size, num_loops, alike)
+            total += (1 - read / gate.num_experts) * sum(parameter.nbytes for parameter in block.experts.parameters())
     return total
 
 
@@ -42,10 +53,10 @@ def weight_bytes(part: nn.Module) -> int:
     return total
 
 
-def step_bytes(model: PreTrainedModel, batch_size: int, context: int) -> int:
+def step_bytes(model: PreTrainedModel, batch_size: int, context: int, alike: float = 0.0) -> int:
     """The layers once in each pass, the head once, and for each sequence a KV cache of `context` tokens.
 
-    Of experts, those to which the rows of a pass are expected to be sent: its loops of each sequence.
+    Of experts, those to which the rows of a pass are expected to be sent, see `experts_read`.
     """
     config = model.config
     layers = [weight_bytes(layer) for layer in model.model.layers]
@@ -54,7 +65,7 @@ def step_bytes(model: PreTrainedModel, batch_size: int, context: int) -> int:
     if isinstance(config, PLTConfig):
         passes = schedule(config, 1, 1, in_turn=not config.one_pass)
         read = sum(
-            layers[idx] - round(unread(model.model.layers[idx], len(loops) * batch_size))
+            layers[idx] - round(unread(model.model.layers[idx], batch_size, len(loops), alike))
             for stage, loops, _ in passes
             for idx in stage.layers
         )

@@ -11,7 +11,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qw
 from laboratory.costs.arithmetic import multiplications, with_bound
 from laboratory.costs.decode import measure_decoding
 from laboratory.costs.many_tokens import training_step
-from laboratory.costs.step_bytes import experts_read, step_bytes
+from laboratory.costs.step_bytes import experts_read, share_alike, step_bytes
 from measuring_plt.greedy import all_logits, first_token
 from measuring_plt.models import Setup, SharedWeights, empty_model, random_ids
 from measuring_plt.rows import PLAIN, ROWS
@@ -83,11 +83,30 @@ def test_a_step_reads_the_experts_that_its_rows_are_expected_to_be_sent_to(row, 
     assert sparse - dense == pytest.approx(4 * passes * (read - 3 * 64 * 128), abs=passes)
 
 
-def test_experts_read_are_those_of_a_draw():
+def test_loops_that_choose_alike_read_the_experts_of_one():
+    weights = SharedWeights(EXPERTS)
+    plain, alike, apart = (
+        step_bytes(weights.build(ROWS[row]), BATCH, CONTEXT, share)
+        for row, share in (("plain", 0), ("plt-2", 1), ("plt-2", 0))
+    )
+    window = BATCH * (COLUMN * 7 + STATE)
+    assert alike - plain == 4 * (GATES + window) < apart - plain
+
+
+@pytest.mark.parametrize("num_loops", [1, 2, 3])
+@pytest.mark.parametrize("alike", [0.0, 0.4, 1.0])
+def test_experts_read_are_those_of_a_draw(num_loops, alike):
+    """Three sequences, whose loops are sent to 2 of 16 experts."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(4000, 6, 16, generator=generator).topk(2).indices  # 6 rows, each sent to 2 of 16 experts
-    counts = torch.zeros(4000, 16).scatter(1, drawn.flatten(1), 1).sum(dim=1)
-    assert experts_read(16, 2, 6) == pytest.approx(counts.mean().item(), rel=0.01)
+    drawn = torch.rand(4000, num_loops, 3, 16, generator=generator).topk(2).indices
+    copies = torch.rand(4000, num_loops - 1, 3, 1, generator=generator) < alike
+    chosen = torch.cat((drawn[:, :1], torch.where(copies, drawn[:, :1], drawn[:, 1:])), dim=1)
+    counts = torch.zeros(4000, 16).scatter(1, chosen.flatten(1), 1).sum(dim=1)
+    assert experts_read(16, 2, 3, num_loops, alike) == pytest.approx(counts.mean().item(), rel=0.01)
+    if num_loops > 1:
+        sent = torch.zeros(4000, num_loops, 3, 16).scatter(3, chosen, 1)
+        overlap = (sent[:, 0] * sent[:, 1]).sum(-1).mean().item() / 2
+        assert share_alike(overlap, 16, 2) == pytest.approx(alike, abs=0.03)
 
 
 def test_the_bound_of_a_step_is_its_bytes_over_the_faster_measured_bandwidth(monkeypatch):
