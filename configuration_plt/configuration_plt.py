@@ -36,6 +36,11 @@ def check_not_negative(value: int) -> None:
         raise ValueError(f"must be an integer of at least 0, got {value}.")
 
 
+def count_or_none(default: int) -> Any:
+    """A field that counts something of which there may be none."""
+    return validated_field(check_not_negative, default=default)
+
+
 def count(default: int | None) -> Any:
     """A field that counts something; also an edit and an override in `from_pretrained` are checked."""
     return validated_field(check_count, default=default)
@@ -123,6 +128,17 @@ class PLTConfig(PreTrainedConfig):
     loop_norm: bool = True  # the final norm follows every loop; otherwise the last one only
     learned_scales: bool = False  # the two scales are parameters, and these values their start
 
+    # the first and the last layers may run once: prelude and coda; those between are the core, which loops
+    num_prelude_layers: int = count_or_none(0)
+    num_coda_layers: int = count_or_none(0)
+    # a later loop starts from the two scaled and added, or from a matrix of both, of the state's columns first
+    loop_input: Literal["sum", "adapter"] = "sum"
+    # what loop 0's matrix has for a state: it has no matrix, or zeros, or what the prelude puts out
+    initial_state: Literal["none", "zeros", "prelude"] = "none"
+    coda_norm: bool = False  # the final norm also before the coda (Huginn)
+    # the loops that the weights are for, if `num_loops` was overridden at load; what fewer loops do not read is kept
+    trained_loops: int | None = count(None)
+
     vocab_size: int = count(32000)
     hidden_size: int = count(4096)
     intermediate_size: int = count(11008)
@@ -146,10 +162,13 @@ class PLTConfig(PreTrainedConfig):
     mlp_bias: bool = False
     # RMSNorm of query and key before the rotation: of each head (Qwen3), or of all heads together (OLMoE)
     qk_norm: Literal["none", "head", "whole"] | bool = "none"  # false and true, in older folders, are none and head
-    sandwich_norm: bool = False  # RMSNorm also of the outputs of attention and MLP, before they are added (Ouro)
+    # RMSNorms of attention and MLP: of what they read (Llama); also of what they put out, before it is added (Ouro);
+    # of that alone (OLMo-2); or of what they read and of the sum (Huginn)
+    norm_placement: Literal["pre", "sandwich", "output", "residual"] = "pre"
+    embedding_multiplier: float | int = scale(1.0)  # of the embeddings, before the first layer
 
     # mixture of experts, as in Qwen3MoeConfig and Qwen2MoeConfig; all that follow need experts
-    num_experts: int = validated_field(check_not_negative, default=0)  # in a sparse layer; 0: no layer is sparse
+    num_experts: int = count_or_none(0)  # in a sparse layer; 0: no layer is sparse
     num_experts_per_tok: int | None = count(None)  # to which a token is sent
     moe_intermediate_size: int | None = count(None)  # of an expert; `intermediate_size` is that of layers without
     norm_topk_prob: bool = False  # the weights of a token's experts are divided by their sum
@@ -177,12 +196,22 @@ class PLTConfig(PreTrainedConfig):
             self.hidden_scale = self.initializer_range
         if isinstance(self.qk_norm, bool):
             self.qk_norm = "head" if self.qk_norm else "none"
+        if kwargs.pop("sandwich_norm", False):  # older folders
+            self.norm_placement = "sandwich"
         self.refuse_misspelled(kwargs)
         # transformers keeps one plan per class; ours depends on the fields
         self.base_model_tp_plan = self.tensor_parallel_plan()  # type: ignore[misc]
         # the complete map, so that a saved folder serves every Auto class whichever class saved it
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; an override of `num_loops` leaves the number of the folder in `trained_loops`."""
+        if "num_loops" in kwargs:
+            trained = config_dict.get("trained_loops") or config_dict.get("num_loops", cls.num_loops)
+            kwargs.setdefault("trained_loops", None if kwargs["num_loops"] == trained else trained)
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, which are what is saved: without `one_pass`."""
@@ -216,7 +245,7 @@ class PLTConfig(PreTrainedConfig):
         if self.qk_norm == "whole":
             split, merge = "colwise_gather_output", "rowwise_split_input"  # every process norms all heads
         own = dict.fromkeys((f"{name}_proj" for name in "qkv"), split) | {"o_proj": merge}
-        if self.has_gate and self.qk_norm != "whole":
+        if self.gated_layers and self.qk_norm != "whole":
             own |= dict.fromkeys(("plt_gate.weight", "plt_gate.bias"), "colwise")
         if self.qk_norm == "head":
             own |= dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce")
@@ -236,15 +265,23 @@ class PLTConfig(PreTrainedConfig):
         )
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages in the order in which they run. At most one of them has several loops."""
-        layers, loops = range(self.num_hidden_layers), range(self.num_loops)
-        return (Stage(layers, loops, SEEN[self.loop_attention]),)  # type: ignore[arg-type]  # values of a `Literal`
+    def looped_stage(self) -> Stage:
+        """The layers that run in all loops: all but prelude and coda."""
+        layers = range(self.num_prelude_layers, self.num_hidden_layers - self.num_coda_layers)
+        return Stage(layers, range(self.num_loops), SEEN[self.loop_attention])  # type: ignore[arg-type]  # of a `Literal`
 
     @property
-    def looped_stage(self) -> Stage:
-        """The stage with several loops; the first if there is one loop only."""
-        return next((stage for stage in self.stages if len(stage.loops) > 1), self.stages[0])
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order in which they run: prelude, looped layers, coda."""
+        core = self.looped_stage
+        prelude = Stage(range(core.layers.start), range(1), "all")
+        coda = Stage(range(core.layers.stop, self.num_hidden_layers), range(1), "all")
+        return tuple(stage for stage in (prelude, core, coda) if stage.layers)
+
+    @property
+    def has_coda(self) -> bool:
+        """Whether layers follow the loops."""
+        return self.num_coda_layers > 0
 
     def stage_of(self, layer_idx: int) -> Stage:
         """The stage that a layer belongs to."""
@@ -252,13 +289,32 @@ class PLTConfig(PreTrainedConfig):
 
     @property
     def has_gate(self) -> bool:
-        """Whether some layers hold a gate."""
+        """Whether a loop is run that reads gates."""
         return self.looped_stage.has_gate
+
+    @property
+    def most_loops(self) -> int:
+        """How many loops the weights are for, or are run if that is more.
+
+        What later loops alone read is kept in a model that is loaded with one loop.
+        """
+        return max(self.num_loops, self.trained_loops or 1)
+
+    @property
+    def gated_layers(self) -> range:
+        """The layers that hold a gate."""
+        has_gates = self.most_loops > 1 and self.loop_attention == "gated_window"
+        return self.looped_stage.layers if has_gates else range(0)
 
     @property
     def has_learned_scales(self) -> bool:
         """Whether the model holds the two scales of a later loop's input as parameters."""
-        return self.num_loops > 1 and self.learned_scales
+        return self.most_loops > 1 and self.learned_scales
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the model holds the matrix of a loop's input."""
+        return self.loop_input == "adapter" and (self.most_loops > 1 or self.initial_state != "none")
 
     def validate_hidden_act(self) -> None:
         """Check that transformers has the activation, where torch is: activations are part of it."""
@@ -294,14 +350,48 @@ class PLTConfig(PreTrainedConfig):
                 f"and {self.num_key_value_heads}."
             )
 
-    def validate_stages(self) -> None:
-        """Check that stages hold the layers in order, and that loops are in one of them."""
-        layers = [layer_idx for stage in self.stages for layer_idx in stage.layers]
-        if layers != list(range(self.num_hidden_layers)) or sum(len(stage.loops) > 1 for stage in self.stages) > 1:
+    def validate_core(self) -> None:
+        """Check that a layer is left to loop, and that fields of prelude, core and coda have a reader."""
+        outside = self.num_prelude_layers + self.num_coda_layers
+        if outside >= self.num_hidden_layers:
             raise ValueError(
-                f"`stages` must hold {self.num_hidden_layers} layers in order, and one of them at most several loops, "
-                f"got {self.stages}."
+                f"`num_prelude_layers` and `num_coda_layers` must leave a layer to loop, got "
+                f"{self.num_prelude_layers} and {self.num_coda_layers} of {self.num_hidden_layers}."
             )
+        if self.coda_norm and not self.has_coda:
+            raise ValueError("`coda_norm=True` needs `num_coda_layers`, got 0.")
+        if self.initial_state != "none" and self.loop_input != "adapter":
+            raise ValueError(
+                f'`initial_state="{self.initial_state}"` needs `loop_input="adapter"`, got {self.loop_input!r}.'
+            )
+        if self.loop_input == "adapter":
+            unread = {"learned_scales": False, "embedding_scale": 1.0, "hidden_scale": self.initializer_range}
+            for name, default in unread.items():
+                if (value := getattr(self, name)) != default:
+                    raise ValueError(
+                        f'`{name}` is read with `loop_input="sum"` only and must be {default} with an adapter, got '
+                        f"{value}."
+                    )
+
+    def validate_trained_loops(self) -> None:
+        """Check that weights that more loops need are there, if the config was loaded with more."""
+        if self.trained_loops is None or self.num_loops == 1 or self.trained_loops > 1:
+            return
+        if needed := self.needed_by_later_loops():
+            raise ValueError(
+                f"`num_loops` must be 1, got {self.num_loops}: the folder was saved with one loop, and later ones "
+                f"need {' and '.join(needed)}, which it does not hold. `plt convert FOLDER TARGET --to-plt --loops "
+                f"{self.num_loops}` adds them."
+            )
+
+    def needed_by_later_loops(self) -> list[str]:
+        """What a model of several loops holds that one of a single loop does not."""
+        needed = {
+            "gates": self.loop_attention == "gated_window",
+            "learned scales": self.learned_scales,
+            "an adapter": self.loop_input == "adapter" and self.initial_state == "none",
+        }
+        return [name for name, is_needed in needed.items() if is_needed]
 
     def validate_balance(self) -> None:
         """Check that a weight of the balance loss has experts to balance."""

@@ -101,7 +101,7 @@ class PLTAttention(nn.Module):
         elif config.qk_norm == "whole":
             self.q_norm = NormOfAllHeads(query_size, eps=config.rms_norm_eps)
             self.k_norm = NormOfAllHeads(key_size, eps=config.rms_norm_eps)
-        self.plt_gate: PLTGate | Any = PLTGate(config) if config.stage_of(layer_idx).has_gate else None
+        self.plt_gate: PLTGate | Any = PLTGate(config) if layer_idx in config.gated_layers else None
         self.folded_queries = FoldedQueries(config, layer_idx)
 
     def forward(

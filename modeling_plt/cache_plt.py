@@ -15,7 +15,15 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from .configuration_plt import PLTConfig
 from .pads_plt import NO_POSITION, Pads, concatenate, join, last_columns, take_back
 
-SHAPING_FIELDS = ("num_loops", "loop_shift", "loop_attention", "sliding_window", "num_hidden_layers")
+SHAPING_FIELDS = (
+    "num_loops",
+    "loop_shift",
+    "loop_attention",
+    "sliding_window",
+    "num_hidden_layers",
+    "num_prelude_layers",
+    "num_coda_layers",
+)
 
 NOT_RECORDED = (
     "Cannot take back {} tokens: the cache no longer holds the states before them. Call `activate_past_recording()` "
@@ -30,9 +38,7 @@ PACKED = (
 
 def shape_of(config: PLTConfig) -> dict[str, Any]:
     """The settings that shape a cache, by name; a model with other values cannot read it."""
-    # numbers, for a compiler that has seen other ones cannot compare the ranges that a cache holds
-    cut = [(stage.layers.start, stage.layers.stop, len(stage.loops), stage.later_see) for stage in config.stages]
-    return {name: getattr(config, name) for name in SHAPING_FIELDS} | {"stages": cut}
+    return {name: getattr(config, name) for name in SHAPING_FIELDS}
 
 
 class FullLayer(DynamicLayer):

@@ -23,13 +23,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeTopKRouter
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_plt import PLTAttention, PLTGate
 from .cache_plt import PLTCache, PLTCacheMixin, extending
-from .configuration_plt import PLTConfig
+from .configuration_plt import PLTConfig, Stage
 from .experts_plt import (
     PLTSparseMoeBlock,
     Routed,
@@ -47,13 +47,17 @@ from .pads_plt import concatenate, show, tail
 from .passes_plt import Pass, schedule, shift
 from .refusals_plt import (
     position_adapters,
+    refuse_loops,
     refuse_misplaced,
+    refuse_missing,
     refuse_other_states,
-    refuse_states_before_others,
+    refuse_states_after_others,
     refuse_unusable,
     refuse_wrong_inputs,
 )
 from .sequence_plt import NewTokens, read_tokens
+
+logger = logging.get_logger(__name__)
 
 RECORDED = ("output_hidden_states", "output_attentions", "output_loop_hidden_states", "output_router_logits")
 
@@ -92,12 +96,12 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = PLTAttention(config, layer_idx)
         self.is_sparse = config.is_sparse(layer_idx)
         self.mlp = PLTSparseMoeBlock(config) if self.is_sparse else LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.sandwich_norm = config.sandwich_norm
-        if config.sandwich_norm:
-            self.input_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        norms_input, norms_output = config.norm_placement != "output", config.norm_placement != "pre"
+        self.norms_sum = config.norm_placement == "residual"
+        self.input_layernorm = optional_norm(config, norms_input)
+        self.input_layernorm_2 = optional_norm(config, norms_output)
+        self.post_attention_layernorm = optional_norm(config, norms_input)
+        self.post_attention_layernorm_2 = optional_norm(config, norms_output)
 
     def forward(
         self,
@@ -115,12 +119,21 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         normed = self.input_layernorm(hidden_states)
         attended, weights, *shared = self.self_attn(normed, hidden_states, shared_key, shared_value, run, **kwargs)
         hidden_states = tail(hidden_states, attended.shape[1])
-        hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
+        hidden_states = self.add(hidden_states, attended, self.input_layernorm_2)
         output, router_logits = self.mlp(self.post_attention_layernorm(hidden_states)), None
         if self.is_sparse:
             output, router_logits = output
-        hidden_states = hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
+        hidden_states = self.add(hidden_states, output, self.post_attention_layernorm_2)
         return hidden_states, weights, router_logits, *shared
+
+    def add(self, hidden_states: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
+        """States and what attention or MLP puts out `[B, n, D]`, of which a norm may be wanted, or of their sum."""
+        summed: Tensor = norm(hidden_states + output) if self.norms_sum else hidden_states + norm(output)
+        return summed
+
+
+def optional_norm(config: PLTConfig, is_there: bool) -> nn.Module:
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if is_there else nn.Identity()
 
 
 class LastLoopTap(nn.Module):
@@ -156,10 +169,14 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
         super().__init__(config, *args, **kwargs)
         fuse_experts(config)
         tell_peft(config.model_type)
+        warn_of_untrained_loops(config)
+        self.built_for = config.most_loops
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with one matrix per expert."""
+        """As in transformers, with one matrix per expert, and with what an edit to one loop leaves unread."""
         fuse_experts(self.config)
+        if self.config.most_loops == 1 and self.built_for > 1:
+            self.config.trained_loops = self.built_for
         super().save_pretrained(*args, **kwargs)
 
     @property
@@ -194,17 +211,20 @@ class PLTPreTrainedModel(SavesAllItWasGiven, ReadsBothGateNames):
         return self.num_parameters() - idle_in(self)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
-        """Operations of forward and backward for a batch, 6 per token and weight: the layers count once per loop.
+        """Operations of forward and backward for a batch, 6 per token and weight: looped layers count once per loop.
 
         Of experts, those count to which a token is sent. `Trainer` would count all of them, and loops once, because
         it asks the model for nothing but its number of parameters.
         """
         decoder: Any = self.base_model
         weights = self.num_parameters(exclude_embeddings=True) - idle_in(decoder.layers)
-        for stage in self.config.stages:
-            layers = decoder.layers[stage.layers.start : stage.layers.stop]
-            active = sum(parameter.numel() for parameter in layers.parameters()) - idle_in(layers)
-            weights += len(stage.loops[1:]) * active
+        stage = self.config.looped_stage
+        layers = decoder.layers[stage.layers.start : stage.layers.stop]
+        active = sum(parameter.numel() for parameter in layers.parameters()) - idle_in(layers)
+        weights += len(stage.loops[1:]) * active
+        if self.config.has_adapter:
+            num_calls = len(stage.loops) - (self.config.initial_state == "none")
+            weights += (num_calls - 1) * decoder.adapter.weight.numel()
         head = self.get_output_embeddings()
         if head is not None and self.config.tie_word_embeddings:
             weights += head.weight.numel()  # left out as an embedding, but multiplied with as a head
@@ -236,6 +256,8 @@ class PLTModel(PLTPreTrainedModel):
             PLTDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.has_adapter:
+            self.adapter = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         if config.has_learned_scales:
             assert config.hidden_scale is not None  # the config has filled it in
             self.embedding_scale = nn.Parameter(torch.full((1,), float(config.embedding_scale)))
@@ -293,24 +315,23 @@ class PLTModel(PLTPreTrainedModel):
         The position of a single token is compared with the cache on a CPU, and elsewhere in the first step of
         `generate`: reading it would wait for the device at every step.
         """
-        refuse_wrong_inputs(input_ids, inputs_embeds)
-        if output_loop_hidden_states:
-            refuse_states_before_others(self.config)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = PLTCache(self.config)
         self.refuse_unsupported(past_key_values, inputs_embeds, kwargs)
+        if output_loop_hidden_states:
+            refuse_states_after_others(self.config, past_key_values)
         if tokens is None:
             tokens = read_tokens(self.config, inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is not None and past_key_values.carry.record_past:
             num_outputs = 0  # any of the tokens may be taken back
         carry = self.carried_states(past_key_values, inputs_embeds)
         routed = wanted_routing(self.config, output_router_logits)
+        to_read_out: list[Tensor] | None = [] if output_loop_hidden_states and self.config.has_coda else None
         with extending(past_key_values, tokens.are_packed):
             # the cache keeps states with pads first (`handed_on`), the caller gets them in the given order (`states`)
             handed_on = states = self.run_passes(
-                inputs_embeds, carry, tokens, num_outputs, past_key_values, routed, **kwargs
+                inputs_embeds, carry, tokens, num_outputs, past_key_values, routed, to_read_out, **kwargs
             )
             if tokens.pads is not None:
                 states = [tokens.pads.give_back(*pair) for pair in zip(states, carry, strict=True)]
@@ -319,6 +340,8 @@ class PLTModel(PLTPreTrainedModel):
         loop_hidden_states = None
         if output_loop_hidden_states:
             earlier = states[:-1] if self.config.loop_norm else [self.norm(state) for state in states[:-1]]
+            if to_read_out is not None:
+                earlier = [self.read_out(*loop, tokens, **kwargs) for loop in enumerate(to_read_out)]
             loop_hidden_states = (*earlier, states[-1])
         cache: dict[str, Any] = {THEIRS: past_key_values}
         return PLTModelOutputWithPast(
@@ -328,6 +351,13 @@ class PLTModel(PLTPreTrainedModel):
             **cache,
         )
 
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What the first layer reads `[B, T, D]`."""
+        refuse_wrong_inputs(input_ids, inputs_embeds)
+        embeds: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        multiplier = self.config.embedding_multiplier
+        return embeds if multiplier == 1 else multiplier * embeds
+
     def run_passes(
         self,
         inputs_embeds: Tensor,
@@ -336,12 +366,13 @@ class PLTModel(PLTPreTrainedModel):
         num_outputs: int,
         past_key_values: PLTCacheMixin | None,
         routed: Routed | None,
+        to_read_out: list[Tensor] | None,
         **kwargs: Any,
     ) -> list[Tensor]:
         """Embeddings `[B, T, D]` and carry `[B, 1, D]` -> each loop's states, its last positions `[B, <= T, D]`.
 
-        In place of the last loop's, which no loop reads, the output: after the last stage and the final norm.
-        `routed` is filled with router logits, if they are wanted.
+        In place of the last loop's, which no loop reads, the output: after the coda and the final norm. `routed` is
+        filled with router logits, and `to_read_out` with the earlier loops' states before any norm, if wanted.
         """
         adapters = position_adapters(self.layers)
         if adapters:
@@ -351,22 +382,46 @@ class PLTModel(PLTPreTrainedModel):
             refuse_misplaced(adapters, tokens.pads, is_checkpointing)
         if tokens.pads is not None:
             inputs_embeds = tokens.pads.put_first(inputs_embeds)
-        position_ids = tokens.positions.clamp(min=0)
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
-        given = tokens, (cos[:, None, None], sin[:, None, None]), past_key_values
+        given = tokens, self.rotary(inputs_embeds, tokens), past_key_values
         in_turn = bool(adapters) or not self.one_pass
         states: list[Tensor] = []  # of all loops but the last
         hidden_states = inputs_embeds
         for stage, loops, spans in schedule(self.config, tokens.num_tokens, num_outputs, in_turn):
             run = Pass(stage, loops, spans, *given)
             if loops.start == 0:
-                start, shared = hidden_states, [(None, None)] * len(stage.layers)
-            inputs = [self.loop_input(loop_idx, start, states, carry, run) for loop_idx in loops]
-            by_loop = self.run_layers(concatenate(inputs, dim=1), shared, run, routed, position_ids, **kwargs)
+                start, shared = self.stage_input(hidden_states, stage), nothing_shared(stage)
+            by_loop = self.run_layers(self.loop_inputs(start, states, carry, run), shared, run, routed, **kwargs)
             *earlier, hidden_states = by_loop.unflatten(1, (len(loops), -1)).unbind(1)
             handed_on = earlier if run.has_last_loop else [hidden_states]
             states += [self.norm(state) if self.config.loop_norm else state for state in handed_on]
-        return [*states, self.norm(hidden_states)]
+            if to_read_out is not None:
+                to_read_out += handed_on
+        return [*states, self.reach_unread(self.norm(hidden_states))]
+
+    def rotary(self, inputs_embeds: Tensor, tokens: NewTokens) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[B, 1, 1, T, Dh]`."""
+        cos, sin = self.rotary_emb(inputs_embeds, tokens.position_ids)
+        return cos[:, None, None], sin[:, None, None]
+
+    def stage_input(self, hidden_states: Tensor, stage: Stage) -> Tensor:
+        """What a stage starts from, of what the one before puts out: the coda may read it normed (Huginn)."""
+        is_coda = stage.layers.start >= self.config.looped_stage.layers.stop
+        normed: Tensor = self.norm(hidden_states) if is_coda and self.config.coda_norm else hidden_states
+        return normed
+
+    def read_out(self, loop_idx: int, hidden_states: Tensor, tokens: NewTokens, **kwargs: Any) -> Tensor:
+        """Read an earlier loop's states `[B, T, D]` out through the coda, as a model of `loop_idx + 1` loops does.
+
+        The coda then runs in every loop, with keys of its own in each; the last loop has run, and fills the cache.
+        """
+        coda = self.config.stages[-1]._replace(loops=self.config.looped_stage.loops)
+        spans = [tokens.num_tokens] * (len(coda.layers) + 1)
+        run = Pass(coda, range(loop_idx, loop_idx + 1), spans, tokens, self.rotary(hidden_states, tokens), None)
+        start = self.stage_input(hidden_states, coda)
+        states: Tensor = self.norm(self.run_layers(start, nothing_shared(coda), run, None, **kwargs))
+        if tokens.pads is None:
+            return states
+        return tokens.pads.give_back(states, before=torch.zeros_like(states[:, :1]))
 
     def carried_states(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor) -> list[Tensor]:
         """Every loop's state `[B, 1, D]` before the first new token."""
@@ -375,24 +430,44 @@ class PLTModel(PLTPreTrainedModel):
         batch_size, _, hidden_size = inputs_embeds.shape
         return [inputs_embeds.new_zeros(batch_size, 1, hidden_size)] * len(self.config.looped_stage.loops)
 
-    def loop_input(self, loop_idx: int, start: Tensor, states: list[Tensor], carry: list[Tensor], run: Pass) -> Tensor:
-        """The input of a loop at the last positions: E, then `a * E + b * shift(H)` of the loop before (paper).
+    def loop_inputs(self, start: Tensor, states: list[Tensor], carry: list[Tensor], run: Pass) -> Tensor:
+        """What enters the first layer in a pass, `[B, R * P, D]`.
+
+        In loop 0 that is E, then `a * E + b * shift(H)` of the loop before (paper section 3), or a matrix of both.
 
         Args:
             start: E `[B, T, D]`, or the output of the stage before.
-            states: the states of the loops before, `[B, <= T, D]`. Loops that run together have none yet: their
-                single token reads the carry alone.
+            states: the states of the loops before, `[B, <= T, D]`.
             carry: every loop's state `[B, 1, D]` before the first of the tokens.
         """
         embeds = tail(start, run.spans[0])
+        before = [self.state_before(loop_idx, embeds, states, carry, run) for loop_idx in run.loops]
+        inputs = [embeds] * (before[0] is None)
+        if read := [state for state in before if state is not None]:
+            inputs.append(self.read_both(embeds.repeat(1, len(read), 1), concatenate(read, dim=1)))
+        return concatenate(inputs, dim=1)
+
+    def state_before(
+        self, loop_idx: int, embeds: Tensor, states: list[Tensor], carry: list[Tensor], run: Pass
+    ) -> Tensor | None:
+        """The state `[B, P, D]` that a loop starts from beside the embeddings `[B, P, D]`; None if there is none."""
         if loop_idx == 0:
-            return embeds
+            is_core = run.stage.layers.start == self.config.num_prelude_layers
+            initial = {"zeros": torch.zeros_like, "prelude": torch.clone}.get(self.config.initial_state)
+            return initial(embeds) if is_core and initial is not None else None
         # loops that run together have no states yet; with a device map, states are where the last layer is
         previous: Any = None if len(run.loops) > 1 else states[loop_idx - 1].to(embeds.device)
         if self.config.loop_shift:
             previous = shift(previous, carry[loop_idx - 1].to(embeds.device), run.tokens.follows, run.tokens.pads)
+        return tail(previous, run.spans[0])
+
+    def read_both(self, embeds: Tensor, states: Tensor) -> Tensor:
+        """Embeddings and states `[B, n, D]` as one input, by the two scales or by a matrix (Huginn)."""
+        if self.config.has_adapter:
+            mixed: Tensor = self.adapter(concatenate((states, embeds), dim=-1))
+            return mixed
         embedding_scale, hidden_scale = self.scales
-        return embedding_scale * embeds + hidden_scale * tail(previous, run.spans[0])
+        return embedding_scale * embeds + hidden_scale * states
 
     @property
     def scales(self) -> tuple[Tensor | float, Tensor | float]:
@@ -402,26 +477,43 @@ class PLTModel(PLTPreTrainedModel):
         assert self.config.hidden_scale is not None  # as above
         return self.config.embedding_scale, self.config.hidden_scale
 
+    def reach_unread(self, output: Tensor) -> Tensor:
+        """The output, with gradients of 0 for what later loops alone read where one loop of several is trained.
+
+        See `zero_of`.
+        """
+        if not self.training or len(self.config.looped_stage.loops) > 1:
+            return output
+        unread: list[Tensor] = []
+        if self.config.has_learned_scales:
+            unread += [self.embedding_scale, self.hidden_scale]
+        if self.config.has_adapter and self.config.initial_state == "none":
+            unread.append(self.adapter.weight)
+        return sum((0 * parameter.sum().to(output) for parameter in unread), start=output)
+
     def run_layers(
         self,
         hidden_states: Tensor,
         shared: list[Any],
         run: Pass,
         routed: Routed | None,
-        position_ids: Tensor,
         **kwargs: Any,
     ) -> Tensor:
         """One pass `[B, R * P, D]`, P of T tokens, which pruning narrows to `[B, R * Q, D]`.
 
         `shared` has the shared key and value of each of its layers, which loop 0 leaves to the later loops.
         """
-        pads = run.tokens.pads
+        pads, position_ids = run.tokens.pads, run.tokens.position_ids
         if run.has_last_loop:
             shown, hidden_states = show(hidden_states, run.spans[0], pads)
         for number, layer_idx in enumerate(run.stage.layers):
             num_queries = run.num_queries(layer_idx)
             hidden_states, weights, router_logits, *passed_on = self.layers[layer_idx](
-                hidden_states, *shared[number], run, position_ids=tail(position_ids, num_queries), **kwargs
+                hidden_states,
+                *shared[number],
+                run,
+                position_ids=tail(position_ids, num_queries),
+                **kwargs,
             )
             if routed is not None and router_logits is not None:
                 routed |= by_loop_and_layer(router_logits, run, layer_idx)
@@ -436,11 +528,9 @@ class PLTModel(PLTPreTrainedModel):
 
     def refuse_unsupported(self, past_key_values: PLTCacheMixin | None, inputs_embeds: Tensor, kwargs: Any) -> None:
         layers: Any = self.layers
-        if self.config.has_gate and layers[self.config.looped_stage.layers.start].self_attn.plt_gate is None:
-            raise ValueError(
-                '`loop_attention="gated_window"` needs gates, which this model was built without; load it with this '
-                "setting, instead of changing its config."
-            )
+        has_gates = layers[self.config.looped_stage.layers.start].self_attn.plt_gate is not None
+        refuse_missing(self.config, has_gates, has_adapter="adapter" in self._modules)
+        refuse_loops(kwargs)
         if not torch.compiler.is_compiling() and self.config.rope_parameters != self.rope_built_with:
             raise ValueError(
                 f"`rope_parameters` must stay those that the model was built with, {self.rope_built_with}, got "
@@ -575,6 +665,20 @@ class PLTForQuestionAnswering(GenericForQuestionAnswering, PLTPreTrainedModel):
         self.model = PLTModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+
+def nothing_shared(stage: Stage) -> list[tuple[None, None]]:
+    """The shared keys and values of a stage's layers before loop 0."""
+    return [(None, None)] * len(stage.layers)
+
+
+def warn_of_untrained_loops(config: PLTConfig) -> None:
+    """Warn, once, of a model that was loaded with more loops than it was trained with."""
+    if config.trained_loops is not None and config.num_loops > config.trained_loops:
+        logger.warning_once(
+            f"The model is loaded with `num_loops={config.num_loops}`, but was trained with {config.trained_loops}: "
+            "loops that no training has seen seldom improve it."
+        )
 
 
 def tell_peft(model_type: str) -> None:

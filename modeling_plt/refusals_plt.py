@@ -27,6 +27,29 @@ def refuse_wrong_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) 
         raise ValueError(f"`input_ids` must hold at least one token, got {list(given.shape[:2])}.")
 
 
+def refuse_loops(kwargs: dict[str, Any]) -> None:
+    """Refuse a number of loops among the arguments of a forward, where it would be passed on and ignored."""
+    if "num_loops" in kwargs:
+        raise ValueError(
+            "`num_loops` is chosen at load, `from_pretrained(..., num_loops=...)`, or by `model.config.num_loops`, "
+            f"and not in a forward or in `generate`, got {kwargs['num_loops']}."
+        )
+
+
+def refuse_missing(config: PLTConfig, has_gates: bool, has_adapter: bool) -> None:
+    """Refuse an edit of the config that asks for weights that the model was built without."""
+    missing = {
+        '`loop_attention="gated_window"` needs gates': config.has_gate and not has_gates,
+        '`loop_input="adapter"` needs a matrix': config.has_adapter and not has_adapter,
+    }
+    for name, is_missing in missing.items():
+        if is_missing:
+            raise ValueError(
+                f"{name}, which this model was built without; load it with this setting, instead of changing its "
+                "config."
+            )
+
+
 def refuse_wrong_shapes(
     inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_past: int | Tensor
 ) -> None:
@@ -151,13 +174,14 @@ def refuse_other_states(hidden_states: Tensor | Any) -> None:
         )
 
 
-def refuse_states_before_others(config: PLTConfig) -> None:
-    """Refuse to return the states of every loop where the head does not read them."""
-    looped = config.looped_stage
-    if len(looped.loops) > 1 and config.stages[-1] != looped:
+def refuse_states_after_others(config: PLTConfig, past_key_values: PLTCacheMixin | None) -> None:
+    """Refuse to read earlier loops out through a coda whose cache holds what the last loop has left in it."""
+    if not config.has_coda or len(config.looped_stage.loops) == 1 or past_key_values is None:
+        return
+    if past_key_values.is_compileable or past_key_values.get_seq_length() > 0:
         raise NotImplementedError(
-            "`output_loop_hidden_states=True` is not supported with layers after the loop: `lm_head` cannot read its "
-            "states."
+            "`output_loop_hidden_states=True` with a coda must read all tokens in one forward, without a static "
+            "cache: earlier loops are read out through the coda, which keeps the last loop's keys only."
         )
 
 

@@ -39,6 +39,11 @@ class NewTokens(NamedTuple):
     def num_tokens(self) -> int:
         return self.positions.shape[1]
 
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions `[B, T]` as a table of them has them: 0 for pads."""
+        return self.positions.clamp(min=0)
+
     def contiguous(self) -> "NewTokens":
         """The same object: there is nothing to copy."""
         return self  # UNTIL transformers 5.24: older ones ask this of what `create_masks_for_generate` returns

@@ -42,11 +42,8 @@ def attend(query, keys, values):
 
 
 class ReferencePLT:
-    """The layers between the first `num_before` and the last `num_after` loop; these run once."""
-
-    def __init__(self, config, weights, num_before=0, num_after=0):
+    def __init__(self, config, weights):
         self.config = config
-        self.num_before, self.num_after = num_before, num_after
         self.weights = {name: tensor.detach().double().numpy() for name, tensor in weights.items()}
         self.routed = []  # of each token, loop and layer: its name, probabilities `[E]`, and chosen experts
         self.theta = config.rope_parameters["rope_theta"]
@@ -68,7 +65,7 @@ class ReferencePLT:
         """`kv[r][n]` is the pair of lists of loop r's keys and values in layer n, one entry per position."""
         config, name = self.config, f"model.layers.{layer_idx}"
         heads = (-1, config.head_dim)
-        x = self.norm(name + ".input_layernorm", h)
+        x = h if config.norm_placement == "output" else self.norm(name + ".input_layernorm", h)
         q = self.linear(name + ".self_attn.q_proj", x).reshape(heads)
         k = self.linear(name + ".self_attn.k_proj", x).reshape(heads)
         if config.qk_norm == "whole":
@@ -91,10 +88,16 @@ class ReferencePLT:
                 window = attend(q, keys[-config.sliding_window :], values[-config.sliding_window :])
                 y = g * y + (1 - g) * window
         y = self.linear(name + ".self_attn.o_proj", y.reshape(-1))
-        h = h + (self.norm(name + ".input_layernorm_2", y) if config.sandwich_norm else y)
-        x = self.norm(name + ".post_attention_layernorm", h)
+        h = self.add(h, y, name + ".input_layernorm_2")
+        x = h if config.norm_placement == "output" else self.norm(name + ".post_attention_layernorm", h)
         y = self.experts(name + ".mlp", x) if name + ".mlp.gate.weight" in self.weights else self.mlp(name + ".mlp", x)
-        return h + (self.norm(name + ".post_attention_layernorm_2", y) if config.sandwich_norm else y)
+        return self.add(h, y, name + ".post_attention_layernorm_2")
+
+    def add(self, h, y, norm):
+        """Llama's; with the branch normed, as Ouro's and OLMo-2's; with the sum normed, as Huginn's."""
+        if self.config.norm_placement == "pre":
+            return h + y
+        return self.norm(norm, h + y) if self.config.norm_placement == "residual" else h + self.norm(norm, y)
 
     def mlp(self, name, x):
         gate, up = self.linear(name + ".gate_proj", x), self.linear(name + ".up_proj", x)
@@ -134,31 +137,42 @@ class ReferencePLT:
         """One of the two scales of a later loop's input, learned or fixed."""
         return self.weights["model." + name] if self.config.learned_scales else getattr(self.config, name)
 
+    def loop_input(self, loop_idx, e, state):
+        """What enters the core in a loop, from the prelude's output and the state of the loop before."""
+        if self.config.loop_input == "sum":
+            return e if loop_idx == 0 else self.scale("embedding_scale") * e + self.scale("hidden_scale") * state
+        if loop_idx == 0:
+            if self.config.initial_state == "none":
+                return e
+            state = {"zeros": np.zeros_like(e), "prelude": e}[self.config.initial_state]
+        return self.linear("model.adapter", np.concatenate((state, e)))
+
     def loop_states(self, input_ids):
-        """A list of T token ids -> normed states `[L, T, D]` of every loop, the last of them after the last layer."""
+        """A list of T token ids -> normed states `[L, T, D]` of every loop, each read out through the coda."""
         config = self.config
         loops, layers = range(config.num_loops), range(config.num_hidden_layers)
-        before, after = layers[: self.num_before], layers[len(layers) - self.num_after :]
+        num_before, num_after = config.num_prelude_layers, config.num_coda_layers
+        before, after = layers[:num_before], layers[len(layers) - num_after :]
         kv = [[([], []) for _ in layers] for _ in loops]
         states = [[] for _ in loops]  # what a loop hands to the next one
         normed = [[] for _ in loops]
         for position, token in enumerate(input_ids):
-            embedding = self.weights["model.embed_tokens.weight"][token]
+            e = config.embedding_multiplier * self.weights["model.embed_tokens.weight"][token]
             for n in before:
-                embedding = self.layer(n, 0, position, embedding, kv)
+                e = self.layer(n, 0, position, e, kv)
             for r in loops:
-                if r == 0:
-                    h = embedding
-                else:
+                previous = None
+                if r > 0:
                     source = position - 1 if config.loop_shift else position
-                    previous = states[r - 1][source] if source >= 0 else np.zeros_like(embedding)
-                    h = self.scale("embedding_scale") * embedding + self.scale("hidden_scale") * previous
-                for n in layers[len(before) : len(layers) - len(after)]:
+                    previous = states[r - 1][source] if source >= 0 else np.zeros_like(e)
+                h = self.loop_input(r, e, previous)
+                for n in layers[num_before : len(layers) - num_after]:
                     h = self.layer(n, r, position, h, kv)
                 states[r].append(self.norm("model.norm", h) if config.loop_norm else h)
-                if r == loops[-1]:
-                    for n in after:
-                        h = self.layer(n, 0, position, h, kv)
+                if config.coda_norm:
+                    h = self.norm("model.norm", h)
+                for n in after:
+                    h = self.layer(n, 0, position, h, kv[r : r + 1])  # a coda of its own: it sees this loop's only
                 normed[r].append(self.norm("model.norm", h))
         return np.array(normed)
 

@@ -20,7 +20,7 @@ def read_fields(fields: Fields) -> dict[str, Any]:
         | {
             "num_loops": num_loops,
             "loop_norm": True,
-            "sandwich_norm": True,
+            "norm_placement": "sandwich",
         }
     )
 

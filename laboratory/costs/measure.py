@@ -97,7 +97,7 @@ def read_rows(names: list[str] | None, fields: dict) -> list[Row]:
         names = [name for name, row in ROWS.items() if not (row.is_llama and config.num_experts)]
     rows = [row for row in ROWS.values() if row == PLAIN or row.name in names]
     own_bias = config.attention_output_bias != config.attention_bias
-    beyond_llama = config.qk_norm != "none" or config.num_experts or config.sandwich_norm or own_bias
+    beyond_llama = config.qk_norm != "none" or config.num_experts or config.norm_placement != "pre" or own_bias
     if LLAMA in rows and beyond_llama:
         raise ValueError(
             "`--size` or `--set` gives the model what Llama does not have: leave the row llama out with `--rows`."

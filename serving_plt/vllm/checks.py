@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of vLLM that the plugin refuses, and those that it sets, before anything is loaded."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import vllm
 from packaging.version import Version
@@ -80,9 +80,20 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
 
 def check_layers(config: PLTConfig) -> None:
     """ValueError for layers that the plugin's model does not have."""
-    if len(config.stages) > 1:
+    for name in ("num_prelude_layers", "num_coda_layers"):
+        if (number := getattr(config, name)) > 0:
+            raise ValueError(
+                f"The plugin serves models whose loop runs through all layers: `{name}` must be 0, got {number}; "
+                "`generate` runs them."
+            )
+    if config.loop_input != "sum":
+        raise ValueError(f"The plugin adds a loop's inputs: `loop_input` must be 'sum', got {config.loop_input!r}.")
+    if config.embedding_multiplier != 1:
+        raise ValueError(f"`embedding_multiplier` must be 1 in the plugin, got {config.embedding_multiplier}.")
+    if config.norm_placement not in ("pre", "sandwich"):
         raise ValueError(
-            f"The plugin serves models whose loop runs through all layers, in one stage, got {len(config.stages)}."
+            f"The plugin's `norm_placement` must be 'pre' or 'sandwich', got {config.norm_placement!r}; `generate` "
+            "runs others."
         )
     if config.num_experts > 0:
         raise ValueError(
@@ -91,6 +102,21 @@ def check_layers(config: PLTConfig) -> None:
         )
     if config.qk_norm == "whole":
         raise ValueError("The plugin norms queries and keys of each head: `qk_norm` must not be 'whole'.")
+
+
+def check_loops(config: PLTConfig, hf_overrides: Any) -> None:
+    """ValueError for another number of loops than the weights are for."""
+    trained = config.trained_loops or config.num_loops
+    if isinstance(hf_overrides, dict) and "num_loops" in hf_overrides:
+        raise ValueError(
+            f"The plugin runs the loops that a folder is saved with: `num_loops` must not be in `hf_overrides`, got "
+            f"{hf_overrides['num_loops']}."
+        )
+    if trained != config.num_loops:
+        raise ValueError(
+            f"The plugin runs as many loops as the weights are for: `num_loops` must be {trained}, as `trained_loops` "
+            f"says, got {config.num_loops}."
+        )
 
 
 def check_step() -> None:
@@ -115,6 +141,7 @@ class Checks(VerifyAndUpdateConfig):
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         check_layers(config)
+        check_loops(config, vllm_config.model_config.hf_overrides)
         compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(

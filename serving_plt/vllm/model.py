@@ -66,8 +66,8 @@ class PLTDecoderLayer(nn.Module):
         self.mlp = PLTMLP(config, vllm_config, f"{prefix}.mlp")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.sandwich_norm = config.sandwich_norm
-        if config.sandwich_norm:
+        self.sandwich_norm = config.norm_placement == "sandwich"
+        if config.norm_placement == "sandwich":
             self.input_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.post_attention_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

@@ -346,7 +346,7 @@ def test_inspecting_says_what_a_source_would_become(tmp_path, capsys):
         "Ouro (`ouro`)",
         "36 kept, 0 computed, 2 dropped",
         "num_loops = 4",
-        "sandwich_norm = True",
+        "norm_placement = 'sandwich'",
         "early-exit gate",
     ):
         assert part in output, part

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from three_stages import ADAPTER
 from tiny import tiny_config, tiny_ids, tiny_model
 
 from configuration_plt import PLTConfig
@@ -49,6 +50,45 @@ def test_impossible_combinations_are_refused():
         tiny_config(head_dim=None, hidden_size=30)
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_prelude_layers": 1, "num_coda_layers": 1}, "must leave a layer to loop, got 1 and 1 of 2"),
+        ({"num_prelude_layers": -1}, "at least 0, got -1"),
+        ({"coda_norm": True}, "`coda_norm=True` needs `num_coda_layers`, got 0"),
+        ({"initial_state": "zeros"}, '`initial_state="zeros"` needs `loop_input="adapter"`, got \'sum\''),
+        ({"loop_input": "adapter"}, "`embedding_scale` is read with .* must be 1.0 with an adapter, got 0.9"),
+        (ADAPTER | {"hidden_scale": 0.5}, "`hidden_scale` is read with .* must be 0.02 with an adapter, got 0.5"),
+        (
+            ADAPTER | {"learned_scales": True},
+            "`learned_scales` is read with .* must be False with an adapter, got True",
+        ),
+        ({"norm_placement": "post"}, "norm_placement"),
+        ({"embedding_multiplier": float("inf")}, "finite"),
+        ({"trained_loops": 0}, "at least 1, got 0"),
+        ({"trained_loops": 1}, "`num_loops` must be 1, got 2"),
+    ],
+    ids=str,
+)
+def test_fields_of_a_core_that_nothing_could_read_are_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**fields)
+
+
+@pytest.mark.parametrize("sandwich_norm, placement", [(True, "sandwich"), (False, "pre")])
+def test_norms_of_older_folders_are_read(tmp_path, sandwich_norm, placement):
+    model = tiny_model(norm_placement=placement)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["norm_placement"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sandwich_norm": sandwich_norm}))
+    loaded, ids = PLTForCausalLM.from_pretrained(tmp_path), tiny_ids(1, 5)
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["norm_placement"] == placement and "sandwich_norm" not in saved
+
+
 def test_optional_tensors_exist_only_where_they_are_asked_for():
     def names(**overrides):
         return {name.removeprefix("model.layers.0.") for name in tiny_model(**overrides).state_dict()}
@@ -56,7 +96,14 @@ def test_optional_tensors_exist_only_where_they_are_asked_for():
     plain = names(num_hidden_layers=1)
     assert names(num_hidden_layers=1, qk_norm=True) - plain == {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
     norms = {"input_layernorm_2.weight", "post_attention_layernorm_2.weight"}
-    assert names(num_hidden_layers=1, sandwich_norm=True) - plain == norms
+    assert names(num_hidden_layers=1, norm_placement="sandwich") - plain == norms
+    assert names(num_hidden_layers=1, norm_placement="residual") - plain == norms
+    alone = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    assert names(num_hidden_layers=1, norm_placement="output") ^ plain == norms | alone
+    adapter = {"model.adapter.weight"}
+    assert names(num_hidden_layers=1, **ADAPTER) - plain == adapter
+    assert names(num_loops=1, initial_state="zeros", **ADAPTER) - names(num_loops=1) == adapter
+    assert names(num_loops=1, **ADAPTER) == names(num_loops=1)
     scales = {"model.embedding_scale", "model.hidden_scale"}
     assert names(num_hidden_layers=1, learned_scales=True) - plain == scales
     assert not names(num_loops=1, learned_scales=True) & scales

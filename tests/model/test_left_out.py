@@ -10,7 +10,7 @@ WHOLE = {
     "num_loops": 3,
     "learned_scales": True,
     "qk_norm": "head",
-    "sandwich_norm": True,
+    "norm_placement": "sandwich",
     "attention_bias": True,
     "mlp_bias": True,
 }
@@ -19,12 +19,11 @@ WHOLE = {
 @pytest.mark.parametrize(
     "override, example",
     [
-        ({"num_loops": 1}, "model.embedding_scale"),
         ({"loop_attention": "own"}, "model.layers.0.self_attn.plt_gate.bias"),
         ({"loop_attention": "shared"}, "model.layers.0.self_attn.plt_gate.bias"),
         ({"learned_scales": False}, "model.embedding_scale"),
         ({"qk_norm": "none"}, "model.layers.0.self_attn.k_norm.weight"),
-        ({"sandwich_norm": False}, "model.layers.0.input_layernorm_2.weight"),
+        ({"norm_placement": "pre"}, "model.layers.0.input_layernorm_2.weight"),
         ({"attention_bias": False}, "model.layers.0.self_attn.k_proj.bias"),
         ({"attention_output_bias": False}, "model.layers.0.self_attn.o_proj.bias"),
         ({"mlp_bias": False}, "model.layers.0.mlp.down_proj.bias"),

@@ -12,7 +12,7 @@ from engines import engine, save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from configuration_plt import PLTConfig, Stage
+from configuration_plt import PLTConfig
 from serving_plt.vllm.checks import OLDEST, Checks
 from serving_plt.vllm.register import register
 
@@ -99,29 +99,27 @@ def test_a_misspelled_field(folder):
         pass
 
 
-def test_layers_outside_of_the_loop():
-    """A config cuts its layers into stages; only what is asked of it before the refusal is there."""
-
-    class Cut(PLTConfig):
-        @property
-        def stages(self):
-            (whole,) = super().stages
-            return Stage(whole.layers[:1], range(1), "all"), Stage(whole.layers[1:], whole.loops, whole.later_see)
-
-    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=Cut()), parallel_config=None)
-    with pytest.raises(ValueError, match="in one stage, got 2"):
-        Checks.verify_and_update_config(config)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, "`num_experts` must be 0, got 4"),
         ({"qk_norm": "whole"}, "`qk_norm` must not be 'whole'"),
+        ({"num_prelude_layers": 2}, "`num_prelude_layers` must be 0, got 2"),
+        ({"num_coda_layers": 1}, "`num_coda_layers` must be 0, got 1"),
+        ({"loop_input": "adapter"}, "`loop_input` must be 'sum', got 'adapter'"),
+        ({"norm_placement": "residual"}, "`norm_placement` must be 'pre' or 'sandwich', got 'residual'"),
+        ({"embedding_multiplier": 2.0}, "`embedding_multiplier` must be 1 in the plugin, got 2.0"),
+        ({"trained_loops": 3}, "`num_loops` must be 3, as `trained_loops` says, got 2"),
     ],
-    ids=["experts", "norms of all heads"],
+    ids=str,
 )
 def test_layers_that_the_plugin_lacks(fields, message):
-    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=PLTConfig(**fields)), parallel_config=None)
+    given = SimpleNamespace(hf_config=PLTConfig(**fields), hf_overrides={})
     with pytest.raises(ValueError, match=message):
-        Checks.verify_and_update_config(config)
+        Checks.verify_and_update_config(SimpleNamespace(model_config=given, parallel_config=None))
+
+
+def test_another_number_of_loops(folder):
+    message = "`num_loops` must not be in `hf_overrides`, got 1"
+    with pytest.raises(Exception, match=message), engine(folder, hf_overrides={"num_loops": 1}):
+        pass

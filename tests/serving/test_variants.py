@@ -17,7 +17,7 @@ VARIANTS = {
         "tie_word_embeddings": True,
     },
     "bias of queries, keys and values alone": {"attention_bias": True, "attention_output_bias": False},
-    "sandwich norms, gelu": {"sandwich_norm": True, "hidden_act": "gelu_pytorch_tanh"},
+    "sandwich norms, gelu": {"norm_placement": "sandwich", "hidden_act": "gelu_pytorch_tanh"},
     "shared KV": {"loop_attention": "shared", "num_loops": 3},
     "shift": {"loop_attention": "own", "num_loops": 3},
     "vanilla loop": {"loop_attention": "own", "loop_shift": False, "num_loops": 3},

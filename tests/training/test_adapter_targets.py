@@ -55,7 +55,7 @@ def test_every_table_of_peft_has_the_modules_of_llama_for_a_plt(name):
 )
 def test_gates_and_scales_are_not_adapted_by_accident(config, expected):
     config.task_type = "CAUSAL_LM"
-    model = tiny_model(learned_scales=True, qk_norm=True, sandwich_norm=True)
+    model = tiny_model(learned_scales=True, qk_norm=True, norm_placement="sandwich")
     assert trained(peft.get_peft_model(model, config)) == expected
 
 

@@ -16,7 +16,7 @@ VARIANTS = [
     *({"num_loops": 3, **row} for row in ABLATION_ROWS.values()),
     {"num_loops": 1},
     {"learned_scales": True, "gate_input": "query"},
-    {"learned_scales": True, "attention_bias": True, "mlp_bias": True, "qk_norm": True, "sandwich_norm": True},
+    {"learned_scales": True, "attention_bias": True, "mlp_bias": True, "qk_norm": True, "norm_placement": "sandwich"},
 ]
 
 

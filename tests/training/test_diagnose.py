@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import ReferencePLT
-from three_stages import NUM_BEFORE, Cut, three_stages
+from three_stages import HUGINN, three_stages
 from tiny import ABLATION_ROWS, EXPERTS, tiny_ids, tiny_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -37,16 +37,16 @@ def softmax(logits):
     return weights / weights.sum()
 
 
-def naive(model, sequences, num_before):
+def naive(model, sequences):
     """Each definition written out for one token after another; NaN where there is none."""
     config, weights = model.config, model.state_dict()
     num_loops, head = config.num_loops, weights["lm_head.weight"].double().numpy()
     values = {name: [[] for _ in range(num_loops)] for name in KEYS - {"mean_gate", "effective_rank"}}
     rows = [[] for _ in range(num_loops)]
-    num_looped = config.num_hidden_layers - num_before
+    num_looped = config.num_hidden_layers - config.num_prelude_layers - config.num_coda_layers
     gates = np.full((num_looped, num_loops, 0), np.nan)
     for input_ids in sequences:
-        reference = Watched(config, weights, num_before)
+        reference = Watched(config, weights)
         states = reference.loop_states(input_ids.tolist())
         for i in range(len(input_ids)):
             for r in range(num_loops):
@@ -62,7 +62,8 @@ def naive(model, sequences, num_before):
                 if r >= 1 and i >= 1:
                     offset = states[r - 1][i] - states[r - 1][i - 1]
                     values["offset_cost"][r].append(np.sqrt((offset**2).sum()))
-                if r >= 2 and i >= r - 1:  # before, loop r of a shifted model repeats the loop before it
+                # before, loop r of a shifted model repeats the loop before it
+                if r >= 2 and i >= r - 1 + (config.initial_state == "zeros"):
                     last = states[r - 1][i] - states[r - 2][i]
                     cosine = update @ last / np.sqrt((update @ update) * (last @ last))
                     values["update_cosine"][r].append(cosine)
@@ -78,8 +79,8 @@ def naive(model, sequences, num_before):
     return means
 
 
-def assert_equals_naive(model, sequences, num_before=0):
-    results, expected = diagnose(model, iter(sequences)), naive(model, sequences, num_before)
+def assert_equals_naive(model, sequences):
+    results, expected = diagnose(model, iter(sequences)), naive(model, sequences)
     assert results.keys() == KEYS | OF_EXPERTS
     assert [results.pop(name) for name in sorted(OF_EXPERTS)] == [[], []]
     for name, values in results.items():
@@ -102,8 +103,14 @@ def test_diagnostics_of_other_settings_equal_a_naive_computation(fields):
 
 
 @pytest.mark.parametrize("row", ABLATION_ROWS)
-def test_diagnostics_of_a_loop_after_other_layers_are_of_the_looped_ones(row):
-    assert_equals_naive(three_stages(cut="prelude", num_loops=3, **ABLATION_ROWS[row]), SEQUENCES, NUM_BEFORE)
+@pytest.mark.parametrize("cut", ["prelude", "prelude and coda"])
+def test_diagnostics_of_a_loop_among_other_layers_are_of_the_looped_ones(row, cut):
+    """Each loop is read out through the coda."""
+    assert_equals_naive(three_stages(cut, num_loops=3, **ABLATION_ROWS[row]), SEQUENCES)
+
+
+def test_diagnostics_of_a_loop_with_an_adapter_equal_a_naive_computation():
+    assert_equals_naive(three_stages(num_loops=3, **HUGINN | {"norm_placement": "pre"}), SEQUENCES)
 
 
 def test_gates_are_drawn_under_the_numbers_of_their_layers():
@@ -201,11 +208,6 @@ def test_models_of_other_packages_are_refused(refused, tmp_path):
     assert f"a saved PLT, got {tmp_path / 'empty'}" in refused(tmp_path / "empty")
 
 
-def test_a_loop_that_other_layers_follow_is_refused(refused, monkeypatch):
-    monkeypatch.setattr("training_plt.diagnose.__main__.load_config", lambda _: Cut(num_hidden_layers=5))
-    assert "with layers after the loop" in refused()
-
-
 def test_tokenizers_that_are_missing_or_do_not_fit_are_refused(refused, chat_folder, tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     assert "must come with its tokenizer" in refused(tmp_path / "model")
@@ -220,18 +222,18 @@ def test_wrong_arguments_are_refused(argument, capsys):
     assert argument.partition("=")[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num_before", [0, NUM_BEFORE])
+@pytest.mark.parametrize("cut", [None, "prelude", "prelude and coda"])
 @pytest.mark.parametrize("num_loops", [1, 3])
-def test_routing_equals_that_of_the_reference(num_loops, num_before):
+def test_routing_equals_that_of_the_reference(num_loops, cut):
     fields = {"num_loops": num_loops, "decoder_sparse_step": 2, **EXPERTS}
-    model = three_stages(cut="prelude", **fields) if num_before else tiny_model(num_hidden_layers=4, **fields).double()
+    model = three_stages(cut, **fields) if cut else tiny_model(num_hidden_layers=4, **fields).double()
     model.set_experts_implementation("batched_mm")  # grouped kernels have no float64
     results = diagnose(model, SEQUENCES)
     stage, k = model.config.looped_stage, EXPERTS["num_experts_per_tok"]
     sparse = [layer_idx for layer_idx in stage.layers if layer_idx % 2 == 1]
     chosen = {layer_idx: [] for layer_idx in sparse}  # of each token: the sets of its loops
     for input_ids in SEQUENCES:
-        reference = ReferencePLT(model.config, model.state_dict(), num_before)
+        reference = ReferencePLT(model.config, model.state_dict())
         reference.loop_states(input_ids.tolist())
         for layer_idx in sparse:
             sets = [set(of) for name, _, of in reference.routed if name == f"model.layers.{layer_idx}.mlp"]

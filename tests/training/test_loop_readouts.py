@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from three_stages import NUM_BEFORE, three_stages
+from three_stages import CUTS, three_stages
 from tiny import tiny_ids, tiny_model
 from transformers import Trainer, TrainingArguments
 
@@ -47,20 +47,18 @@ def test_losses_gates_and_scales_are_those_of_the_diagnostics(tmp_path, num_loop
     assert evaluation.get("eval_hidden_scale") == (scale and pytest.approx(scale))
 
 
-def test_gates_of_a_loop_after_other_layers_are_those_of_the_looped_ones(tmp_path):
-    model = three_stages(cut="prelude", num_loops=3).float()
+@pytest.mark.parametrize("cut", CUTS)
+def test_readouts_of_a_loop_among_other_layers_are_those_of_the_looped_ones(tmp_path, cut):
+    model = three_stages(cut, num_loops=3).float()
     evaluation = trainer_of(model, tmp_path).evaluate()
     expected = diagnose(model, list(tiny_ids(5, 9)))
-    assert len(expected["mean_gate"]) == model.config.num_hidden_layers - NUM_BEFORE
+    losses = [evaluation["eval_loop_0_loss"], evaluation["eval_loop_1_loss"], evaluation["eval_loss"]]
+    assert losses == pytest.approx(expected["loss"], abs=1e-5)
+    assert len(expected["mean_gate"]) == 5 - sum(CUTS[cut])
     by_loop = torch.tensor([layer[1:] for layer in expected["mean_gate"]]).mean(dim=0).tolist()
     assert [evaluation[f"eval_loop_{loop_idx}_gate"] for loop_idx in (1, 2)] == pytest.approx(by_loop, abs=1e-5)
     controls = control_losses(trainer_of(model, tmp_path), evaluation)
     assert controls["gate_1"] != pytest.approx(controls["loss"], abs=1e-3)
-
-
-def test_a_loop_that_other_layers_follow_is_refused_before_training(tmp_path):
-    with pytest.raises(NotImplementedError, match="with layers after the loop"):
-        trainer_of(three_stages(num_loops=2), tmp_path)
 
 
 @pytest.mark.parametrize("num_loops", [1, 2])

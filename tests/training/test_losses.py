@@ -52,11 +52,12 @@ def gradients_of(model, loss):
 
 
 @pytest.mark.parametrize("count", [None, 29])
+@pytest.mark.parametrize("make", [tiny_model, three_stages])
 @pytest.mark.parametrize("loop_norm", [True, False])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_loss_and_gradients_are_those_of_a_naive_computation(batch, loop_norm, count):
+def test_loss_and_gradients_are_those_of_a_naive_computation(batch, loop_norm, make, count):
     inputs = BATCHES[batch]() | {"use_cache": False}
-    model = tiny_model(num_loops=3, loop_norm=loop_norm).double()
+    model = make(num_loops=3, loop_norm=loop_norm).double()
     without_labels = {name: value for name, value in inputs.items() if name != "labels"}
     states = model.model(**without_labels, output_loop_hidden_states=True).loop_hidden_states
     expected = naive_loss(model, states, inputs["labels"], count)
@@ -95,11 +96,6 @@ def test_a_saved_model_does_not_keep_the_losses(tmp_path):
     model.save_pretrained(tmp_path)
     reloaded, inputs = type(model).from_pretrained(tmp_path).train(), BATCHES["plain"]()
     assert reloaded(**inputs, use_cache=False).loss < model.train()(**inputs, use_cache=False).loss
-
-
-def test_a_loop_that_other_layers_follow_is_refused():
-    with pytest.raises(NotImplementedError, match="with layers after the loop"):
-        add_earlier_loops(three_stages(num_loops=2), WEIGHT)
 
 
 @pytest.mark.parametrize(

@@ -49,5 +49,10 @@ def load_tokenizer_of(model: str, vocab_size: int, revision: str = "main") -> Pr
 
 
 def load_to_train(model: str, config: PLTConfig) -> PLTForCausalLM:
-    """The weights, in float32 whatever they are saved in: half precision would lose small steps."""
+    """The weights, in float32 whatever they are saved in: half precision would lose small steps.
+
+    They are then trained for the loops that run; what one loop does not read is kept.
+    """
+    if config.num_loops > 1:
+        config.trained_loops = None
     return PLTForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)

@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
-from modeling_plt.refusals_plt import refuse_states_before_others
 
 from ..command.arguments import parse, refusing
 from ..command.ending import say_what_was_made
@@ -111,7 +110,6 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse("plt diagnose", __doc__, (DiagnoseArguments,), arguments)
     with refusing():
         config = load_config(args.model)
-        refuse_states_before_others(config)
         sequences = read_sequences(args, config, load_tokenizer_of(args.model, config.vocab_size))
     model = PLTForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(args.device).eval()
     results = diagnose(model, tqdm(sequences, unit="sequence"))

@@ -32,7 +32,8 @@ def diagnose(model: PLTForCausalLM, sequences: Iterable[Tensor]) -> dict[str, li
     Returns:
         step_size: mean of `||H[r] - H[r-1]||` over tokens, from loop 1 on.
         update_cosine: mean cosine between `H[r] - H[r-1]` and `H[r-1] - H[r-2]`, from loop 2 on, over the tokens of a
-            sequence but its first r - 1. There a shifted loop has the input of the loop before, and changes nothing.
+            sequence but its first r - 1, or r with an `initial_state` of zeros. There a shifted loop has the input of
+            the loop before, and changes nothing.
         effective_rank: exp of the entropy of the singular values of `H[r]`, all tokens by D, divided by their sum.
         offset_cost: mean of `||H[r-1][i] - H[r-1][i-1]||` over the tokens i of a sequence but its first, from loop 1
             on: how far the shift moves what loop r reads. A model without the shift has it too, as what it would cost.
@@ -42,9 +43,6 @@ def diagnose(model: PLTForCausalLM, sequences: Iterable[Tensor]) -> dict[str, li
         expert_overlap: M such lists, one per looped layer with experts; the share of a token's experts in loop 0 that
             it is sent to in loop r too, from loop 1 on. Loops that choose at random have k / E of them in common.
         expert_load: of each of these layers the share of all choices that fall on each of its E experts.
-
-    Raises:
-        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
     totals = Totals(model.config, model.device)
     for input_ids in sequences:
@@ -81,6 +79,7 @@ class Totals:
 
     def __init__(self, config: PLTConfig, device: torch.device):
         self.num_tokens = 0
+        self.starts_from_zeros = config.initial_state == "zeros"  # as a later loop does at the first token
         stage = config.looped_stage
         self.means = {name: LoopMeans(len(stage.loops)) for name in MEANS}
         self.gates = [LoopMeans(len(stage.loops)) for _ in stage.layers]
@@ -112,7 +111,7 @@ class Totals:
             self.means["offset_cost"].add(loop_idx, states[loop_idx - 1].diff(dim=0).norm(dim=-1))
         for loop_idx in range(2, len(states)):
             cosine = F.cosine_similarity(updates[loop_idx - 1], updates[loop_idx - 2], dim=-1)
-            self.means["update_cosine"].add(loop_idx, cosine[loop_idx - 1 :])
+            self.means["update_cosine"].add(loop_idx, cosine[loop_idx - 1 + self.starts_from_zeros :])
 
     def add_predictions(self, head: nn.Module, loop_states: tuple[Tensor, ...], input_ids: Tensor) -> None:
         """The normed states `[1, T, D]` of each loop, which the head turns into predictions of `input_ids` `[T]`."""

@@ -14,7 +14,6 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_plt import PLTForCausalLM
-from modeling_plt.refusals_plt import refuse_states_before_others
 
 from ..data.packing import NO_LABEL
 
@@ -26,13 +25,9 @@ class LoopReadouts:
 
     The layers run once, as without it; the head reads the states of the earlier loops too. It reads them inside of the
     decoder's forward, where sharded weights are whole, and which is called however a trainer computes its loss.
-
-    Raises:
-        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
 
     def __init__(self, model: PLTForCausalLM):
-        refuse_states_before_others(model.config)
         self.model = model
         stage = model.config.looped_stage
         self.labels: Tensor | None = None  # of the batch that is evaluated; None outside of evaluation

@@ -9,21 +9,18 @@ from typing import Any
 from torch import nn
 
 from modeling_plt import PLTForCausalLM
-from modeling_plt.refusals_plt import refuse_states_before_others
 
 
 def add_earlier_loops(model: PLTForCausalLM, weight: float) -> None:
     """From now on, in training, the model's loss is `last + weight * (sum of the losses of earlier loops)`.
 
-    A loop's loss is that of its normed states `[B, T, D]` read out by the one head. It is computed inside the model's
-    forward, where a sharded head is whole, and counts labels and `num_items_in_batch` as the last loop's does.
-    Evaluation and what reads the decoder directly, as TRL's trainers do, see the last loop only.
+    A loop's loss is that of its normed states `[B, T, D]`, read out through the coda and by the one head. It is
+    computed inside the model's forward, where a sharded head is whole, and counts labels and `num_items_in_batch` as
+    the last loop's does. Evaluation and what reads the decoder directly, as TRL's trainers do, see the last loop only.
 
     Raises:
         ValueError: the weight is negative, or there is no earlier loop.
-        NotImplementedError: layers follow the loop, so that the head cannot read its states.
     """
-    refuse_states_before_others(model.config)
     refuse_weight(weight, model.config.num_loops)
 
     def ask_for_states(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
