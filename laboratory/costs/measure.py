@@ -47,8 +47,6 @@ def measure(
     number = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     setup = Setup(read_fields(size, fields or []), place, number, attn_implementation, compiled, packed)
     chosen = read_rows(rows, setup.fields)
-    if "memory" in sections and row_config(setup.fields, PLAIN).num_experts:
-        raise NotImplementedError(f"`plt bench {name}` computes memory of models without experts, got {size}.")
     if packed and place.type != "cpu":
         raise ValueError(f"`--pack` is for a CPU, got {place}.")
     if threads is not None:

@@ -27,7 +27,7 @@ def prefill(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
 
     Over Q positions an MLP holds its activated gate, the up projection and their product, 3 Q F numbers, beside the
     sum of input and attention and its norm. A PLT's layer also keeps the norm of its input, and the attention's
-    output.
+    output. What a sparse layer holds: `of_experts`.
     """
     is_plt = isinstance(config, PLTConfig)
     plt = as_plt(config)
@@ -35,12 +35,27 @@ def prefill(config: PreTrainedConfig, num_tokens: int, itemsize: int) -> int:
     live, cached = [], 0
     for stage, loops, spans in schedule(plt, num_tokens, num_outputs=1, in_turn=True):
         outside = (1 + (loops.start > 0)) * num_tokens * config.hidden_size
-        for entering, leaving in pairwise(spans):
-            in_layer = leaving * (3 * config.intermediate_size + (2 + is_plt) * config.hidden_size)
+        for layer_idx, (entering, leaving) in zip(stage.layers, pairwise(spans), strict=True):
+            mlp = of_experts(plt) if plt.is_sparse(layer_idx) else 3 * config.intermediate_size
+            in_layer = leaving * (mlp + (2 + is_plt) * config.hidden_size)
             in_layer += entering * (1 + is_plt) * config.hidden_size
             cached += len(stage.full_loops(loops))
             live.append(outside + cached * per_layer + in_layer)
     return itemsize * max(live)
+
+
+def of_experts(config: PLTConfig) -> int:
+    """Numbers that the experts of a position hold: their inputs D, with gate and up 2 F, the activated gate, and its
+    product with up; or, when those are gone, with the outputs D, the same weighed, and again in the given order.
+
+    A shared expert works when they have been added up.
+    """
+    assert config.num_experts_per_tok is not None and config.moe_intermediate_size is not None  # checked
+    d, f = config.hidden_size, config.moe_intermediate_size
+    held = config.num_experts_per_tok * (d + max(4 * f, 3 * d))
+    if config.shared_expert_intermediate_size is not None:
+        held = max(held, d + 3 * config.shared_expert_intermediate_size)
+    return held
 
 
 def decode(config: PreTrainedConfig, context: int, num_new: int, itemsize: int) -> int:
@@ -70,12 +85,12 @@ def training_step(config: PreTrainedConfig, num_tokens: int, weights: int, items
 
 def of_loops(config: PreTrainedConfig, num_tokens: int, itemsize: int, num_left_out: int) -> int:
     """The activations of all layers, without those of the last loops, in the stage that has several."""
-    kept = 0.0
-    for stage in as_plt(config).stages:
-        first, later = bytes_of_layer(as_plt(config), stage, bf16=False)
-        is_looped = stage == as_plt(config).looped_stage
-        loops = stage.loops[: len(stage.loops) - num_left_out * is_looped]
-        kept += len(stage.layers) * (len(loops[:1]) * first + len(loops[1:]) * later)
+    plt, kept = as_plt(config), 0.0
+    for stage in plt.stages:
+        loops = stage.loops[: len(stage.loops) - num_left_out * (stage == plt.looped_stage)]
+        for layer_idx in stage.layers:
+            first, later = bytes_of_layer(plt, stage, layer_idx, bf16=False)
+            kept += len(loops[:1]) * first + len(loops[1:]) * later
     return int(num_tokens * kept * itemsize / 4)  # kept counts float32
 
 

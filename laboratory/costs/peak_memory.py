@@ -150,8 +150,9 @@ NOTES = [
     "bytes. Packed weights: weights - `before` + `after` + `kept` of `pack_weights`. Cache: as in the table of KV "
     "caches. Prefill, in the greatest layer of all loops, which T positions enter and Q leave: embeddings T D, the "
     "state of the loop before T D, the cache so far, the layer's input and its norm 2 T D, attention, sum and norm "
-    "3 Q D, and the MLP's 3 Q F (Llama: T D and 2 Q D). Decode: the cache of the new tokens, the keys of a layer once "
-    "more, logits V. Training activations: what the layers of all loops keep, as `training_plt.memory` counts it in "
+    "3 Q D, and the MLP's 3 Q F (Llama: T D and 2 Q D), or of each expert of a position D and the greater of 4 F and "
+    "3 D. Decode: the cache of the new tokens, the keys of a layer once more, logits V. Training activations: what "
+    "the layers of all loops keep, as `training_plt.memory` counts it in "
     "float32, and the log-softmax T V. Training step, the greatest of three moments: activations and 2 T V; "
     "activations of all loops but the last, and gradients of all but the embeddings; all gradients.",
 ]

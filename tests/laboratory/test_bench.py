@@ -321,8 +321,6 @@ DEVICE = "must be cpu, cuda or cuda:N"
         ("all --set hidden_size=big", "hidden_size"),
         ("all --set qk_norm=True", "leave the row llama out with `--rows`"),
         ("decode --size 0.9b-a0.2b --rows llama", "leave the row llama out with `--rows`"),
-        ("memory --size 0.9b-a0.2b --rows plt-2", "computes memory of models without experts, got 0.9b-a0.2b"),
-        ("all --size 0.9b-a0.2b --rows plt-2", "computes memory of models without experts, got 0.9b-a0.2b"),
         ("products --size 0.9b-a0.2b", "must be one of tiny, 0.3b, 0.5b, 1.3b, 1.9b, got '0.9b-a0.2b'"),
         ("decode --prompt-lengths 8", "No such option: --prompt-lengths"),
         ("loops --rows plt-2", "No such option: --rows"),
@@ -492,6 +490,15 @@ def test_experts_are_measured_without_llama_and_say_what_is_active(tmp_path, cap
     assert re.search(r"^tiny \(0\.[\d]+M parameters, active 0\.", headline(written["setting"]))
     assert "active parameters" in capsys.readouterr().out
     assert "E (1 - (1 - k / E)^n)" in (tmp_path / "decode.md").read_text()
+
+
+def test_the_memory_of_experts_has_a_formula(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")  # so that nothing is measured
+    fields = ["num_experts=5", "num_experts_per_tok=2", "moe_intermediate_size=16", "mlp_only_layers=[0]"]
+    run("memory", *SMALL, "--set", *fields, "--rows", "plt-2", "--output", tmp_path)
+    written = json.loads((tmp_path / "memory.json").read_text())["memory"]
+    assert {record["row"] for record in written} == {"plain", "plt-2"}
+    assert all(record["formula, MB"] > 0 for record in written)
 
 
 def test_the_formula_at_the_papers_setting():

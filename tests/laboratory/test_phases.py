@@ -1,6 +1,7 @@
 """Memory that is measured is what the formulas say, phase by phase."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ CPU = torch.device("cpu")
 FIELDS = SIZES["tiny"] | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "vocab_size": 4000}
 FIELDS |= {"num_key_value_heads": 2, "num_hidden_layers": 4, "sliding_window": 16}
 SETUP = Setup(FIELDS, CPU, torch.float32, "sdpa", packed="int8")
+EXPERTS = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 384, "mlp_only_layers": [1]}
+NARROW = EXPERTS | {"num_experts_per_tok": 6, "moe_intermediate_size": 64}
+WIDE = EXPERTS | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 1600}
 LENGTHS = {"prompt": 1024, "train": 512}
 PAGES = 5e5  # bytes that Linux is late with
 # of the formula: what it leaves out
@@ -29,7 +33,18 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="a CPU's memory 
 @pytest.mark.parametrize("row", ["loop-2", "plt-2"])
 @pytest.mark.parametrize("name", PHASES)
 def test_a_phase_takes_what_its_formula_says(name, row):
-    case = Case(SETUP, ROWS[row], LENGTHS[PHASES[name].length])
+    check(name, Case(SETUP, ROWS[row], LENGTHS[PHASES[name].length]))
+
+
+@only_linux
+@pytest.mark.parametrize("experts", [EXPERTS, NARROW, WIDE], ids=["experts", "narrow experts", "wide shared"])
+@pytest.mark.parametrize("name", ["prefill, peak", "training activations", "training step, peak"])
+def test_a_phase_with_experts_takes_what_its_formula_says(name, experts):
+    setup = replace(SETUP, fields=FIELDS | experts)
+    check(name, Case(setup, ROWS["plt-2"], LENGTHS[PHASES[name].length]))
+
+
+def check(name: str, case: Case) -> None:
     formula, measured = alone.run_alone(measure_phase, name, case)
     assert formula - PAGES <= measured <= MOST[PHASES[name].kind] * formula + PAGES
 

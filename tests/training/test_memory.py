@@ -11,6 +11,15 @@ from training_plt.memory import Training, bytes_of_layer, bytes_of_step
 
 SIZES = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "head_dim": 24}
 SIZES |= {"num_key_value_heads": 2, "sliding_window": 16, "num_hidden_layers": 3, "tie_word_embeddings": True}
+ROUTED = {"num_experts": 10, "num_experts_per_tok": 3, "moe_intermediate_size": 72}
+SHARED = {"shared_expert_intermediate_size": 400}
+MORE_OF_EXPERTS = [{"num_experts": 200}, {"num_experts_per_tok": 8}, {"moe_intermediate_size": 256}, SHARED]
+MORE_OF_EXPERTS += [SHARED | {"shared_expert_gate": False}]
+KINDS = {
+    "dense": {},
+    "experts": ROUTED | {"mlp_only_layers": [1], "intermediate_size": 1600},
+    "shared": ROUTED | SHARED,
+}
 BATCH, LENGTH = 2, 256
 
 
@@ -38,27 +47,41 @@ def measured(config: PLTConfig, bf16: bool, checkpointing: bool) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize("num_loops", [1, 2, 3])
-def test_a_step_needs_what_is_computed(num_loops, bf16, checkpointing):
-    config = PLTConfig(**SIZES, num_loops=num_loops)
+@pytest.mark.parametrize(
+    "num_loops, kind", [(1, "dense"), (2, "dense"), (3, "dense"), (1, "experts"), (2, "experts"), (2, "shared")]
+)
+def test_a_step_needs_what_is_computed(num_loops, kind, bf16, checkpointing):
+    config = PLTConfig(**SIZES | KINDS[kind], num_loops=num_loops)
     computed = bytes_of_step(config, Training(BATCH * LENGTH, bf16, checkpointing))["total"]
     share = measured(config, bf16, checkpointing) / computed
     assert (0.7 if checkpointing else 0.93) < share < 1.05, share
 
 
 @pytest.mark.parametrize(
-    "name, value", [("hidden_size", 64), ("intermediate_size", 96), ("head_dim", 64), ("sliding_window", 64)]
+    "changes",
+    [{"hidden_size": 64}, {"intermediate_size": 96}, {"head_dim": 64}, {"sliding_window": 64}]
+    + [ROUTED, *(ROUTED | more for more in MORE_OF_EXPERTS)],
+    ids=str,
 )
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
-def test_what_a_layer_keeps_grows_as_computed_with_each_size(name, value, bf16):
-    sizes = SIZES | {name: value}
+def test_what_a_layer_keeps_grows_as_computed_with_each_size(changes, bf16):
+    sizes = SIZES | changes
     kept = [saved_bytes(PLTConfig(**sizes | {"num_hidden_layers": count}), bf16) for count in (1, 2)]
     config = PLTConfig(**sizes)
-    layer = sum(parameter.numel() for parameter in PLTForCausalLM(config).model.layers[0].parameters())
+    parameters = PLTForCausalLM(config).model.layers[0].named_parameters()
+    layer = sum(parameter.numel() for name, parameter in parameters if "mlp.experts" not in name)
     casts = 2 * layer if bf16 else 0  # of the weights, once per layer
     assert kept[1] - kept[0] - casts == pytest.approx(
-        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], bf16)), rel=0.03
+        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], 0, bf16)), rel=0.02
     )
+
+
+def test_autocast_has_no_copy_of_experts_but_shards_are_gathered_whole():
+    config = PLTConfig(**SIZES | KINDS["experts"])
+    weights, experts = PLTForCausalLM(config).num_parameters(), 2 * 10 * 3 * 72 * 128  # of the first and third layer
+    casts = [bytes_of_step(config, Training(8, shards=shards))["casts"] for shards in (1, 2)]
+    assert casts == [2 * (weights - experts), 2 * weights]
+    assert bytes_of_step(config, Training(8, bf16=False))["casts"] == 0
 
 
 @pytest.mark.parametrize("loop_attention", ["own", "shared"])
@@ -71,7 +94,7 @@ def test_what_a_later_loop_keeps_depends_on_its_attention(loop_attention):
         for n in (1, 2)
     ]
     assert kept[1] - kept[0] == pytest.approx(
-        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], bf16=False)), rel=0.01
+        BATCH * LENGTH * sum(bytes_of_layer(config, config.stages[0], 0, bf16=False)), rel=0.01
     )
 
 
