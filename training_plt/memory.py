@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many bytes a step of training needs on each device, computed.
 
-D hidden, F intermediate, Q and K all query and key heads, H query heads, W window, N layers, L loops, V vocabulary; of a
-sparse layer E experts, of which a token is sent to k.
+D hidden, F intermediate, Q and K all query and key heads, H query heads, W window, N layers, L loops, V vocabulary; E
+experts of a sparse layer.
 """
 
 from dataclasses import dataclass
