@@ -184,6 +184,8 @@ def test_conversions_run(line, tmp_path, monkeypatch):
         words.append("--help")
     places = {"SOURCE": str(ROOT / "tests/data/ouro"), "TARGET": "target"}
     monkeypatch.chdir(tmp_path)
+    if "FOLDER" in words:
+        tiny_model(num_loops=1, num_hidden_layers=3).save_pretrained("FOLDER")
     try:
         main([places.get(word, word) for word in words])
     except SystemExit as end:
