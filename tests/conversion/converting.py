@@ -28,6 +28,8 @@ PLAIN = {
     | {"head_dim": 12, "moe_intermediate_size": 24, "norm_topk_prob": True, "mlp_only_layers": [1]},
     "qwen2_moe": EXPERTS | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 16},
     "olmoe": EXPERTS | {"pad_token_id": 0, "eos_token_id": 2, "norm_topk_prob": False},
+    "olmo2": {"pad_token_id": 0, "eos_token_id": 2},
+    "flex_olmo": EXPERTS | {"pad_token_id": 0, "eos_token_id": 2, "norm_topk_prob": True},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
 }
 LOAD_IN_CLEAN_PROCESS = """

@@ -25,7 +25,7 @@ def logits(model, input_ids):
     return model.eval()(input_ids, use_cache=False).logits
 
 
-@pytest.fixture(params=["qwen3", "qwen3_moe", "olmoe"])
+@pytest.fixture(params=["qwen3", "qwen3_moe", "olmoe", "olmo2", "flex_olmo"])
 def plain(tmp_path, request):
     model = plain_model(request.param)
     model.save_pretrained(tmp_path / "source")

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlexOlmo: OLMo-2 with experts in every layer."""
+
+from typing import Any
+
+from ..reading.experts import expert_fields
+from ..reading.fields import Fields
+from ..source import PLAIN_DECODER, Source
+from . import olmo2
+
+
+def read_fields(fields: Fields) -> dict[str, Any]:
+    taken = olmo2.read_fields(fields)
+    return (
+        taken
+        | expert_fields(fields)
+        | {
+            "moe_intermediate_size": taken["intermediate_size"],  # that of an expert: no layer is without
+            "norm_topk_prob": fields.take("norm_topk_prob", bool),
+        }
+    )
+
+
+SOURCE = Source(
+    model_type="flex_olmo",
+    title="FlexOlmo",
+    becomes=PLAIN_DECODER,
+    read_fields=read_fields,
+    renames=olmo2.OUTPUT_NORMS,
+    reference_class="FlexOlmoForCausalLM",
+)
