@@ -16,7 +16,7 @@ from .checks.distance import measure, read_text
 from .checks.expected_logits import read_expected
 from .checks.verify import verify_files, verify_logits
 from .error_text import bytes_of
-from .plan.plan import Plan, make_plan, untie_own_head
+from .plan.plan import Plan, check_dropped, make_plan, untie_own_head
 from .plan.to_plt import PLTStart, switch_on
 from .reading.checkpoint import Checkpoint, open_checkpoint
 from .reading.generation_config import check_generation
@@ -38,7 +38,7 @@ class Request:
     target: Path
     command: str  # for the card
     revision: str | None = None
-    num_loops: int | None = None  # runs a plain source as a vanilla loop
+    num_loops: int | None = None  # of a vanilla loop, where the source leaves it open
     start: PLTStart | None = None  # switches the mechanisms on
     text: Path | None = None
     expected: Path | None = None
@@ -62,6 +62,7 @@ def convert(request: Request) -> list[str]:
         source = find_source(checkpoint.config)
         exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored)))
         plan = exact if request.start is None else switch_on(exact, request.start)
+        check_dropped(exact)
         check_generation(folder)
         expected = None
         if request.expected is not None:

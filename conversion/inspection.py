@@ -5,9 +5,9 @@ from pathlib import Path
 
 from .error_text import bytes_of
 from .plan.plan import make_config, make_plan
-from .reading.checkpoint import open_checkpoint, read_json
+from .reading.checkpoint import INDEX_FILE, open_checkpoint, read_json
 from .reading.hub import find_folder
-from .reading.pickle_weights import has_only_pickles
+from .reading.pickle_weights import PICKLE_INDEX, has_only_pickles
 from .sources import find_source
 
 
@@ -20,17 +20,26 @@ def inspect(source: str, revision: str | None) -> str:
     folder = find_folder(source, revision, weights=[])
     config = read_json(folder / "config.json")
     found = find_source(config)
-    lines = [f"{source}: {found.title} (`{found.model_type}`)", f"becomes: {found.becomes}"]
     if Path(source).is_dir() and not has_only_pickles(folder):
         plan = make_plan(open_checkpoint(folder), found, None, set())
+        found = plan.source
         fields = plan.config.to_diff_dict()
         size = bytes_of(plan.checkpoint.nbytes)
         counts = f"{len(plan.kept)} kept, {plan.num_derived} computed, {len(plan.dropped)} dropped"
-        lines.append(f"tensors: {counts}, {size}")
+        tensors = f"{counts}, {size}"
     else:
+        found = found.told_by(dict.fromkeys(names_in_index(folder)))
         fields = make_config(found.config_fields(config, set())).to_diff_dict()
-        lines.append("tensors: not checked")
+        tensors = "not checked"
+    lines = [f"{source}: {found.title} (`{found.model_type}`)", f"becomes: {found.becomes}", f"tensors: {tensors}"]
     lines += [f"note: {note}" for note in found.notes]
     hidden = {"auto_map", "architectures", "model_type", "transformers_version"}
     lines += [f"  {name} = {value!r}" for name, value in sorted(fields.items()) if name not in hidden]
     return "\n".join(lines)
+
+
+def names_in_index(folder: Path) -> list[str]:
+    """The names of a folder's tensors, as far as an index has them."""
+    files = [folder / name for name in (INDEX_FILE, PICKLE_INDEX) if (folder / name).is_file()]
+    weight_map = read_json(files[0]).get("weight_map") if files else {}
+    return list(weight_map) if isinstance(weight_map, dict) else []

@@ -12,7 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 from transformers.core_model_loading import WeightConverter
 
-from .plan.shapes import check_counts
+from configuration_plt import PLTConfig
+
+from .plan.shapes import NamesAndShapes, check_counts
+from .reading.checkpoint import Checkpoint
 from .reading.fields import Fields
 from .reading.meaningless_fields import HARMLESS
 from .reading.rope import check_rope
@@ -34,6 +37,14 @@ class Source:
     dropped: tuple[str, ...] = ()  # regular expressions for tensors that a PLT does not need
     notes: tuple[str, ...] = ()  # sentences for the model card
     reference_class: str | None = None  # transformers' own class, where there is one
+    # where configs do not tell how a checkpoint computes, but its tensors do: what it is by their names and shapes
+    by_tensors: Callable[[NamesAndShapes], "Source"] | None = None
+    check_dropped: Callable[[Checkpoint, PLTConfig], None] | None = None  # with what a PLT computes in their place
+    any_loops: bool = False  # it was trained for any number of loops
+
+    def told_by(self, shapes: NamesAndShapes) -> "Source":
+        """The source that a checkpoint with these tensors is; shapes are None where only names are known."""
+        return self if self.by_tensors is None else self.by_tensors(shapes)
 
     def config_fields(self, config: dict, ignored: set[str]) -> dict[str, Any]:
         """A source's `config.json` -> fields of `PLTConfig`.

@@ -14,7 +14,7 @@ from ..error_text import shown, some
 
 @dataclass(frozen=True)
 class Expected:
-    """Token ids `[B, T]` and their float32 logits `[B, T, V]`."""
+    """Token ids `[B, T]` and their logits `[B, T, V]`, in float64 or float32."""
 
     file: Path
     input_ids: Tensor
@@ -50,4 +50,4 @@ def read_expected(file: Path, vocab_size: int) -> Expected:
             f"`logits` in {file} must be floats {[*input_ids.shape, vocab_size]}, got {logits.dtype} "
             f"{shown([*logits.shape])}."
         )
-    return Expected(file, input_ids.long(), logits.float())
+    return Expected(file, input_ids.long(), logits if logits.dtype == torch.float64 else logits.float())

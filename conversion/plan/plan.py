@@ -92,18 +92,35 @@ def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ign
     Raises:
         ValueError: the config cannot be expressed, or tensors are missing, extra or misshapen.
     """
+    source = source.told_by({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     fields = source.config_fields(checkpoint.config, ignored)
     if num_loops is not None:
-        loops = fields["num_loops"]
-        if loops != 1:
-            raise ValueError(f"`--loops` without `--to-plt` is for plain sources, {source.title} has {loops} loops.")
-        fields |= VANILLA_LOOP | {"num_loops": num_loops}
+        fields |= loops_of(source, make_config(fields).most_loops) | {"num_loops": num_loops}
     config = make_config(fields | {"dtype": main_dtype(checkpoint), "architectures": ["PLTForCausalLM"]})
     plan = assign_tensors(checkpoint, source, config)
     check_sizes(plan.shapes(), config)
     check_rotary(config)
     check_shapes(plan.shapes(), expected_shapes(config))
     return plan
+
+
+def loops_of(source: Source, num_loops: int) -> dict[str, Any]:
+    """The fields of a source that runs another number of loops than its own.
+
+    Raises:
+        ValueError: it was trained for its number.
+    """
+    if source.any_loops:
+        return {}
+    if num_loops != 1:
+        raise ValueError(f"`--loops` without `--to-plt` is for plain sources, {source.title} has {num_loops} loops.")
+    return VANILLA_LOOP
+
+
+def check_dropped(plan: Plan) -> None:
+    """Compare what is dropped with what a PLT computes in its place, where the source says how; this reads it."""
+    if plan.source.check_dropped is not None:
+        plan.source.check_dropped(plan.checkpoint, plan.config)
 
 
 def untie_own_head(plan: Plan) -> Plan:

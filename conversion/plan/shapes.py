@@ -14,6 +14,7 @@ MOST = {"num_loops": 1000, "num_hidden_layers": 10_000}
 LAYER = "model.layers.0."
 
 Shapes = Mapping[str, tuple[int, ...]]
+NamesAndShapes = Mapping[str, tuple[int, ...] | None]
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:

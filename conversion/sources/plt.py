@@ -18,6 +18,8 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     own = [field.name for field in dataclass_fields(PLTConfig) if field.name not in common]
     taken = {name: fields.take(name, number_kind(fields.left[name])) for name in own if name in fields.left}
     fields.take("one_pass", bool, None)  # a switch of the run, which release 0.1 saved
+    if fields.take("sandwich_norm", bool, False):  # in older folders
+        taken["norm_placement"] = "sandwich"
     check_rope(fields.take("rope_parameters", dict, None) or {})
     return taken | {
         "hidden_act": activation(fields),

@@ -62,12 +62,15 @@ def describe(plan: Plan) -> str:
     """One sentence about the loops of a PLT."""
     config = plan.config
     stage = config.looped_stage
+    around = f", between a prelude of {config.num_prelude_layers} and a coda of {config.num_coda_layers}"
+    is_whole = len(stage.layers) == config.num_hidden_layers
     if len(stage.loops) == 1:
-        return "A plain decoder: one loop."
+        return f"A plain decoder: one loop over {len(stage.layers)} layers{'' if is_whole else around}."
     state = "the previous token's" if config.loop_shift else "its own token's"
+    mix = " through an adapter" if config.loop_input == "adapter" else ""
     return (
-        f"{len(stage.loops)} loops over {len(stage.layers)} layers; a later loop reads {state} state and "
-        f'attends to `"{config.loop_attention}"`.'
+        f"{len(stage.loops)} loops over {len(stage.layers)} layers{'' if is_whole else around}; a later loop reads "
+        f'{state} state{mix} and attends to `"{config.loop_attention}"`.'
     )
 
 

@@ -16,7 +16,7 @@ from command_plt.main import main
 from conversion_plt.error_text import LONGEST_MESSAGE
 
 DATA = Path(__file__).parents[1] / "data"
-PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro"]
+PUBLISHED = ["loopcoder_v2", "loopcoder_v2_query_gate", "iquest_loop", "nanbeige", "ouro", "huginn", "retrofit_llama"]
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
 PLAIN = {
     "llama": {},

@@ -260,7 +260,7 @@ def test_pickle_weights_are_read_only_on_request(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name, fields, message",
     [
-        ("ouro", {"model_type": "huginn_raven"}, "got 'huginn_raven'"),
+        ("ouro", {"model_type": "huginn_raven"}, "must be named `transformer.core_block.N.`"),
         ("ouro", {"use_sliding_window": True}, "`use_sliding_window`"),
         ("ouro", {"layer_types": ["sliding_attention"] * 3}, "`layer_types`"),
         ("nanbeige", {"loop_kv_share": True}, "`loop_kv_share` = True"),

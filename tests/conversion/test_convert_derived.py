@@ -17,31 +17,12 @@ from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, W
 import conversion_plt.convert
 import conversion_plt.target.write_weights
 from conversion_plt.plan.computed import Derivation
+from conversion_plt.plan.heads import PairsToHalves, SplitHeads
 from conversion_plt.reading.checkpoint import open_checkpoint
 from conversion_plt.sources.llama import SOURCE as LLAMA
 from modeling_plt import PLTForCausalLM
 
 PAIRS = (0, 4, 1, 5, 2, 6, 3, 7)  # where the rows of a head of 8 are among ours
-
-
-class SplitHeads(ConversionOps):
-    """Queries, keys and values, each with as many rows as the config has heads for it."""
-
-    def convert(self, input_dict, source_patterns, target_patterns, config, **kwargs):
-        ((fused,),) = input_dict.values()
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        return dict(zip(target_patterns, fused.split([count * config.head_dim for count in heads]), strict=True))
-
-
-class PairsToHalves(ConversionOps):
-    """The even rows of each head, then the odd ones; values have no pairs."""
-
-    def convert(self, input_dict, source_patterns, target_patterns, config, **kwargs):
-        pairs = (-1, config.head_dim // 2, 2)
-        return {
-            name: rows if "v_proj" in name else rows.unflatten(0, pairs).transpose(1, 2).flatten(0, 2)
-            for name, rows in input_dict.items()
-        }
 
 
 class AddOne(ConversionOps):

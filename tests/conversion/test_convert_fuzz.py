@@ -75,12 +75,13 @@ def attempt(draw, *arguments):
 
 
 def assert_right(draw, source, target):
-    """The target loads, computes, and holds only tensors of the source."""
+    """The target loads, computes, and holds only tensors of the source, if none is computed."""
     model = PLTForCausalLM.from_pretrained(target).eval()
     with torch.no_grad():
         logits = model(torch.arange(8)[None] % model.config.vocab_size).logits
     assert logits.isfinite().all(), draw
-    assert digests(target) <= digests(source), draw
+    if json.loads((source / "config.json").read_text())["model_type"] != "huginn_raven":  # which has fused tensors
+        assert digests(target) <= digests(source), draw
     if (target / "tokenizer_config.json").is_file():
         AutoTokenizer.from_pretrained(target)
 

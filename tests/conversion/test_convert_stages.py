@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from three_stages import three_stages
 from tiny import tiny_ids, tiny_model
 from transformers import LlamaForCausalLM
@@ -27,10 +28,13 @@ def test_the_bar_is_full_when_all_layers_have_run(kind):
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_card_counts_looped_layers(kind):
     plan = SimpleNamespace(config=MODELS[kind]().config)
-    assert describe(plan).startswith("3 loops over 2 layers; ")
+    around = ", between a prelude of 2 and a coda of 1" if kind == "others before and after" else ""
+    assert describe(plan).startswith(
+        f"3 loops over 2 layers{around}; a later loop reads the previous token's state and "
+    )
 
 
 def test_a_class_of_transformers_is_no_reference_where_some_layers_are_not_looped():
     plan = SimpleNamespace(config=three_stages(num_loops=3).config)
     with pytest.raises(NotImplementedError, match="over all 5 layers .* LlamaForCausalLM, got a loop over 2"):
-        reference_logits(plan, LlamaForCausalLM, tiny_ids(1, 5))
+        reference_logits(plan, LlamaForCausalLM, tiny_ids(1, 5), torch.float32)
