@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from conversion_plt.plan.layer_numbers import read_layers
+
 from .inspect import Revision, Source
-from .options import ListsCommand, integer, number
+from .options import ListsCommand, integer, number, one_of, reader
 
 
 class ConvertCommand(ListsCommand):
@@ -33,6 +35,22 @@ def convert(
             help="Number of loops over the whole stack of a plain source; with --to-plt, of the PLT.",
         ),
     ] = None,
+    prelude: Annotated[
+        int | None,
+        typer.Option(parser=integer, metavar="N", help="Number of first layers of a plain source that run once."),
+    ] = None,
+    coda: Annotated[
+        int | None,
+        typer.Option(parser=integer, metavar="N", help="Number of last layers of a plain source that run once."),
+    ] = None,
+    layers: Annotated[
+        tuple | None,
+        typer.Option(
+            parser=reader(read_layers, "ever higher numbers of layers such as 0-3,10-17,18-21"),
+            metavar="LIST",
+            help="Layers of a plain source to keep, such as 0-3,10-17,18-21 [default: all].",
+        ),
+    ] = None,
     expected: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Safetensors with `input_ids` and the `logits` to reproduce."),
@@ -54,6 +72,14 @@ def convert(
             parser=integer,
             metavar="N",
             help="Number of own keys that a later loop sees [default: the source's, or 64].",
+        ),
+    ] = None,
+    loop_input: Annotated[
+        str | None,
+        typer.Option(
+            parser=one_of(("sum", "adapter")),
+            metavar="sum|adapter",
+            help="What later loops of a plain source read: embedding and state scaled and added, or a matrix of both.",
         ),
     ] = None,
     embedding_scale: Annotated[
@@ -79,10 +105,12 @@ def convert(
     """
     from conversion_plt.convert import Request
     from conversion_plt.convert import convert as run
+    from conversion_plt.plan.cut import Cut
     from conversion_plt.plan.to_plt import PLTStart
 
     start: dict[str, Any] = {
         "sliding_window": window,
+        "loop_input": loop_input,
         "embedding_scale": embedding_scale,
         "hidden_scale": hidden_scale,
         "learned_scales": learned_scales,
@@ -90,14 +118,18 @@ def convert(
     }
     if not to_plt and any(value is not None for value in (text, *start.values())):
         context.fail(
-            "--window, --embedding-scale, --hidden-scale, --learned-scales, --gate-start and --text need --to-plt"
+            "--window, --loop-input, --embedding-scale, --hidden-scale, --learned-scales, --gate-start and --text "
+            "need --to-plt"
         )
+    if not to_plt and loops is None and (prelude is not None or coda is not None):
+        context.fail("--prelude and --coda need --to-plt or --loops")
     request = Request(
         source=source,
         target=target,
         command=context.obj,
         revision=revision,
         num_loops=None if to_plt else loops,
+        cut=Cut(layers, prelude, coda),
         start=PLTStart(num_loops=loops, **start) if to_plt else None,
         text=text,
         expected=expected,

@@ -16,6 +16,7 @@ from .checks.distance import measure, read_text
 from .checks.expected_logits import read_expected
 from .checks.verify import verify_files, verify_logits
 from .error_text import bytes_of
+from .plan.cut import WHOLE, Cut
 from .plan.plan import Plan, check_dropped, make_plan, untie_own_head
 from .plan.to_plt import PLTStart, switch_on
 from .reading.checkpoint import Checkpoint, open_checkpoint
@@ -39,6 +40,7 @@ class Request:
     command: str  # for the card
     revision: str | None = None
     num_loops: int | None = None  # of a vanilla loop, where the source leaves it open
+    cut: Cut = WHOLE
     start: PLTStart | None = None  # switches the mechanisms on
     text: Path | None = None
     expected: Path | None = None
@@ -60,7 +62,7 @@ def convert(request: Request) -> list[str]:
         folder = find_folder(request.source, request.revision, weights)
         checkpoint = open_source(folder, target.with_name("pickled"), request.allow_pickle)
         source = find_source(checkpoint.config)
-        exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored)))
+        exact = untie_own_head(make_plan(checkpoint, source, request.num_loops, set(request.ignored), request.cut))
         plan = exact if request.start is None else switch_on(exact, request.start)
         check_dropped(exact)
         check_generation(folder)
@@ -76,7 +78,7 @@ def convert(request: Request) -> list[str]:
         if plan is not exact:
             sentences.append(str(measure(exact, plan, written, *named_text)))
         write_card(target, request.source, folder, plan, request.command, sentences)
-    return sentences
+    return [*plan.notes, *sentences]
 
 
 def open_source(folder: Path, pickled: Path, allow_pickle: bool) -> Checkpoint:
@@ -100,7 +102,7 @@ def check_space(folder: Path, wanted: int) -> None:
 
 def write_folder(plan: Plan, source: Path, target: Path) -> list[str]:
     """Write weights, config, code, tokenizer and the small files; returns sentences about the last two."""
-    start, size = time.perf_counter(), plan.checkpoint.nbytes
+    start, size = time.perf_counter(), plan.nbytes
     with tqdm(total=size, desc="Writing weights", unit="B", unit_scale=True) as bar:
         write_weights(plan, target, bar.update)
     print(f"Wrote {bytes_of(size)} of weights in {time.perf_counter() - start:.1f} seconds.")

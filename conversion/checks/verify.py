@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -143,25 +143,22 @@ def plt_logits(
 
 @torch.inference_mode()
 def reference_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits `[B, T, V]` of transformers' own class on the source's files; stack and norm run once per loop.
+    """Logits `[B, T, V]` of transformers' own class on the source's files.
 
-    Raises:
-        NotImplementedError: some layers are not looped, and transformers' class can only run all.
+    Its layers run as often as the config says, the norm after each loop of those that loop, and once more at the end.
     """
-    stage = exact.config.looped_stage
-    if len(stage.layers) != exact.config.num_hidden_layers:
-        raise NotImplementedError(
-            f"Logits of a loop over all {exact.config.num_hidden_layers} layers can be compared with those of "
-            f"transformers' {model_class.__name__}, got a loop over {len(stage.layers)}; use `--expected`."
-        )
     config = exact.source.reference_config(exact.checkpoint.config)[0]
     config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
     model = streamed_model(model_class, config, exact.checkpoint.tensors, dtype)
     with progress(model, exact.config):
-        states = model.model.embed_tokens(input_ids)
-        for _ in stage.loops:
-            states = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
-        return model.lm_head(states)
+        states, layers, norm = model.model.embed_tokens(input_ids), model.model.layers, model.model.norm
+        for stage in exact.config.stages:
+            model.model.layers = nn.ModuleList([layers[exact.layers[layer_idx]] for layer_idx in stage.layers])
+            for loop_idx in stage.loops:
+                feeds_a_loop = loop_idx != stage.loops[-1]
+                model.model.norm = norm if feeds_a_loop else nn.Identity()
+                states = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
+        return model.lm_head(norm(states))
 
 
 def progress(model: PreTrainedModel, config: PLTConfig) -> tqdm:

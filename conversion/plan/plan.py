@@ -2,7 +2,7 @@
 """The plan of a conversion: the config, and where each tensor of the PLT comes from."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ..reading.fields import VANILLA_LOOP
 from ..reading.rope import check_rotary
 from ..source import Source
 from .computed import Derivation, find_derivations
+from .cut import WHOLE, Cut
 from .shapes import check_counts, check_shapes, check_sizes
 
 OWN_HEAD = "The config ties the head, but the one that is stored differs: it is kept untied, as transformers 5 does."
@@ -48,8 +49,13 @@ class Plan:
     kept: dict[str, StoredTensor]  # by their names in the PLT; equal to the bit
     derived: list[Derivation]
     dropped: list[str]
+    layers: Sequence[int]  # the numbers that its layers have in the source
     added: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences for the model card, beside those of the source
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts())
 
     @property
     def num_derived(self) -> int:
@@ -82,22 +88,27 @@ def load_one(name: str, stored: StoredTensor) -> dict[str, Tensor]:
     return {name: stored.load()}
 
 
-def make_plan(checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str]) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint, source: Source, num_loops: int | None, ignored: set[str], cut: Cut = WHOLE
+) -> Plan:
     """The plan that expresses a checkpoint exactly.
 
     Args:
         num_loops: of the vanilla loop that a plain source becomes; None keeps the loops of the source.
         ignored: fields of its config to leave out.
+        cut: of the layers of a plain source.
 
     Raises:
         ValueError: the config cannot be expressed, or tensors are missing, extra or misshapen.
     """
     source = source.told_by({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     fields = source.config_fields(checkpoint.config, ignored)
+    own = make_config(fields)
+    fields |= cut.fields(own)
     if num_loops is not None:
-        fields |= loops_of(source, make_config(fields).most_loops) | {"num_loops": num_loops}
+        fields |= loops_of(source, own.most_loops) | {"num_loops": num_loops}
     config = make_config(fields | {"dtype": main_dtype(checkpoint), "architectures": ["PLTForCausalLM"]})
-    plan = assign_tensors(checkpoint, source, config)
+    plan = assign_tensors(checkpoint, source, config, cut)
     check_sizes(plan.shapes(), config)
     check_rotary(config)
     check_shapes(plan.shapes(), expected_shapes(config))
@@ -142,7 +153,7 @@ def untie_own_head(plan: Plan) -> Plan:
     dropped = [name for name in plan.dropped if name != "lm_head.weight"]
     print(OWN_HEAD)
     kept = plan.kept | {"lm_head.weight": head}
-    return replace(plan, config=config, kept=kept, dropped=dropped, notes=(OWN_HEAD,))
+    return replace(plan, config=config, kept=kept, dropped=dropped, notes=(*plan.notes, OWN_HEAD))
 
 
 def make_config(fields: dict[str, Any]) -> PLTConfig:
@@ -166,13 +177,13 @@ def main_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return DTYPES[nbytes.most_common(1)[0][0]]
 
 
-def assign_tensors(checkpoint: Checkpoint, source: Source, config: PLTConfig) -> Plan:
+def assign_tensors(checkpoint: Checkpoint, source: Source, config: PLTConfig, cut: Cut) -> Plan:
     """Decide for every tensor of a source whether it is kept, read by a converter or dropped.
 
     Raises:
         ValueError: two become one, or a converter cannot compute what it should.
     """
-    kept, dropped = rename_tensors(checkpoint, source)
+    kept, dropped = rename_tensors(checkpoint, source, cut)
     derived = find_derivations(kept, source.converters, config)
     read = {tensor.name for derivation in derived for _, tensor in derivation.stored}
     kept = {name: tensor for name, tensor in kept.items() if tensor.name not in read}
@@ -181,15 +192,19 @@ def assign_tensors(checkpoint: Checkpoint, source: Source, config: PLTConfig) ->
     origins = Counter([*kept, *(name for derivation in derived for name in derivation.outline)])
     if twice := [name for name, count in origins.items() if count > 1]:
         raise ValueError(f"More than one tensor of the source becomes {some(twice)}.")
-    return Plan(source, checkpoint, config, kept, derived, dropped)
+    layers = range(config.num_hidden_layers) if cut.layers is None else cut.layers
+    notes = () if cut.note is None else (cut.note,)
+    return Plan(source, checkpoint, config, kept, derived, dropped, layers, notes=notes)
 
 
-def rename_tensors(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, StoredTensor], list[str]]:
+def rename_tensors(checkpoint: Checkpoint, source: Source, cut: Cut) -> tuple[dict[str, StoredTensor], list[str]]:
     """The source's tensors under their new names, and those that are dropped."""
     renamed: dict[str, StoredTensor] = {}
     dropped = []
     for name, tensor in checkpoint.tensors.items():
         new_name = source.rename(name)
+        if new_name is not None:
+            new_name = cut.rename(new_name)
         if new_name is None:
             dropped.append(name)
         elif new_name in renamed:

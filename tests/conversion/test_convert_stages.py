@@ -3,12 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from three_stages import three_stages
 from tiny import tiny_ids, tiny_model
-from transformers import LlamaForCausalLM
 
-from conversion_plt.checks.verify import progress, reference_logits
+from conversion_plt.checks.verify import progress
 from conversion_plt.target.card import describe
 
 MODELS = {
@@ -32,9 +30,3 @@ def test_the_card_counts_looped_layers(kind):
     assert describe(plan).startswith(
         f"3 loops over 2 layers{around}; a later loop reads the previous token's state and "
     )
-
-
-def test_a_class_of_transformers_is_no_reference_where_some_layers_are_not_looped():
-    plan = SimpleNamespace(config=three_stages(num_loops=3).config)
-    with pytest.raises(NotImplementedError, match="over all 5 layers .* LlamaForCausalLM, got a loop over 2"):
-        reference_logits(plan, LlamaForCausalLM, tiny_ids(1, 5), torch.float32)

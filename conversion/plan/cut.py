@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which layers of a plain source a PLT has, and which of them loop."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from configuration_plt import PLTConfig
+
+from .layer_numbers import spans
+
+LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The cut of a source's layers; None leaves it as it is."""
+
+    layers: tuple[int, ...] | None = None  # that are kept, by their numbers in the source
+    num_prelude_layers: int | None = None
+    num_coda_layers: int | None = None
+
+    def fields(self, config: PLTConfig) -> dict[str, Any]:
+        """The fields of a plain source that change.
+
+        Raises:
+            ValueError: the source is not plain, or does not have a layer.
+        """
+        sizes = {"num_prelude_layers": self.num_prelude_layers, "num_coda_layers": self.num_coda_layers}
+        changed: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+        if (changed or self.layers is not None) and not is_plain(config):
+            raise ValueError(
+                "`--prelude`, `--coda` and `--layers` are for plain sources, got one that loops "
+                f"{len(config.looped_stage.layers)} of {config.num_hidden_layers} layers."
+            )
+        return changed | self.kept_fields(config)
+
+    def kept_fields(self, config: PLTConfig) -> dict[str, Any]:
+        """The number of layers that are kept, and which of them are without experts."""
+        if self.layers is None:
+            return {}
+        if self.layers[-1] >= config.num_hidden_layers:
+            raise ValueError(
+                f"`--layers` must name layers below {config.num_hidden_layers}, the number that the source has, got "
+                f"{self.layers[-1]}."
+            )
+        kept: dict[str, Any] = {"num_hidden_layers": len(self.layers)}
+        if config.num_experts > 0:
+            dense = [number for number, layer_idx in enumerate(self.layers) if not config.is_sparse(layer_idx)]
+            kept |= {"decoder_sparse_step": 1, "mlp_only_layers": dense or None}
+        return kept
+
+    def rename(self, name: str) -> str | None:
+        """The name of a tensor when layers are numbered anew; None if its layer is left out."""
+        found = LAYER.match(name)
+        if found is None or self.layers is None:
+            return name
+        layer_idx = int(found[1])
+        if layer_idx not in self.layers:
+            return None
+        return f"model.layers.{self.layers.index(layer_idx)}.{name[found.end() :]}"
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for the model card, if layers are left out."""
+        if self.layers is None:
+            return None
+        return (
+            f"Of the source's layers, {spans(self.layers)} were kept: the model starts far from its source, and was "
+            "compared with these layers of it."
+        )
+
+
+WHOLE = Cut()
+
+
+def is_plain(config: PLTConfig) -> bool:
+    """Whether a model runs its layers once, one after another."""
+    return config.most_loops == 1 and config.loop_input == "sum"
