@@ -1,10 +1,11 @@
 """What an evaluation says of each loop, and of a model without what its loops add, against separate forwards."""
 
 import copy
+import itertools
 
 import pytest
 import torch
-from three_stages import CUTS, three_stages
+from three_stages import ADAPTER, CUTS, three_stages
 from tiny import tiny_ids, tiny_model
 from transformers import Trainer, TrainingArguments
 
@@ -112,7 +113,21 @@ def test_a_plain_decoder_has_no_loops_to_tell_of(tmp_path):
     assert not any("loop" in name for name in trainer_of(tiny_model(num_loops=1), tmp_path).evaluate())
 
 
-@pytest.mark.parametrize("fields", [{}, {"learned_scales": True}], ids=str)
+ADAPTERS = [ADAPTER | {"initial_state": initial} for initial in ("none", "zeros", "prelude")]
+
+
+def without_states(weight):
+    """A forward whose first call of two is whole, that of loop 0, and the other without the state's columns."""
+    calls = itertools.count()
+
+    def forward(states):
+        whole = next(calls) % 2 == 0
+        return states @ weight.T if whole else states[..., 32:] @ weight[:, 32:].T
+
+    return forward
+
+
+@pytest.mark.parametrize("fields", [{}, {"learned_scales": True}, *ADAPTERS], ids=str)
 def test_controls_are_the_losses_of_models_without_state_gate_or_loop(tmp_path, fields):
     model = tiny_model(**fields)
     before = copy.deepcopy(model)
@@ -125,8 +140,13 @@ def test_controls_are_the_losses_of_models_without_state_gate_or_loop(tmp_path, 
         return trainer_of(changed, tmp_path).evaluate()["eval_loss"]
 
     def without_state(model):
-        model.config.hidden_scale = 0.0
-        if fields:
+        if model.config.has_adapter and model.config.initial_state != "prelude":
+            torch.nn.init.zeros_(model.model.adapter.weight[:, :32])
+        elif model.config.has_adapter:  # loop 0 goes on to read its own
+            model.model.adapter.forward = without_states(model.model.adapter.weight)
+        else:
+            model.config.hidden_scale = 0.0
+        if "learned_scales" in fields:
             torch.nn.init.zeros_(model.model.hidden_scale)
 
     def open_gates(model):
@@ -134,7 +154,7 @@ def test_controls_are_the_losses_of_models_without_state_gate_or_loop(tmp_path, 
             torch.nn.init.zeros_(layer.self_attn.plt_gate.weight)
             torch.nn.init.constant_(layer.self_attn.plt_gate.bias, 100.0)
 
-    single = tiny_model(num_loops=1)
+    single = tiny_model(num_loops=1, **fields)
     single.load_state_dict(before.state_dict(), strict=False)
     expected = {"hidden_scale_0": loss_of(without_state), "gate_1": loss_of(open_gates)}
     expected |= {

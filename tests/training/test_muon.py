@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from three_stages import ADAPTER
 from tiny import EXPERTS, tiny_ids, tiny_model
 from transformers import TrainingArguments
 
-from training_plt.pretrain.muon import MuonAndAdamW
+from training_plt.pretrain.muon import MuonAndAdamW, split_parameters
 from training_plt.trainer.decay import decaying_names
 
 
@@ -89,3 +90,11 @@ def test_weights_that_have_moved_are_refused(tmp_path):
     experts.gate_up_proj.data = experts.gate_up_proj.data.clone()
     with pytest.raises(RuntimeError, match="must stay where they were"):
         step(model, optimizer, 1)
+
+
+def test_the_matrix_of_a_loops_input_is_stepped_as_others(tmp_path):
+    model = tiny_model(num_loops=2, **ADAPTER)
+    matrices, others = split_parameters(model)
+    matrices, others = ({id(parameter) for parameter in group} for group in (matrices, others))
+    assert id(model.model.adapter.weight) in matrices
+    assert {id(model.lm_head.weight), id(model.model.embed_tokens.weight)} <= others

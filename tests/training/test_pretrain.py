@@ -32,6 +32,8 @@ output = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens
 assert output.shape[1] == 9 and model.config.use_cache
 """
 
+CORE = ["num_hidden_layers=4", "num_prelude_layers=1", "num_coda_layers=1", "loop_input=adapter"]
+CORE += ["initial_state=zeros", "coda_norm=True"]
 EXPERTS = ["num_experts=4", "num_experts_per_tok=2", "moe_intermediate_size=16"]
 
 
@@ -89,6 +91,17 @@ def test_a_run_saves_a_folder_that_loads_anywhere_and_says_how_it_was_made(whole
         r"\| optimizer \| adamw_\w+, weight decay 0.1 \|", card
     )
     assert held_out[-1] < held_out[0] < 6
+
+
+def test_a_core_is_pretrained_with_the_losses_of_its_earlier_loops(folder):
+    """And with Muon; each loop is read out through the coda."""
+    more = ["--muon", "--earlier-loops-weight", "0.2", "--save-strategy", "no", "--set", *CORE]
+    pretrain.main(flags(folder, "core", *more))
+    model = PLTForCausalLM.from_pretrained(folder / "core")
+    assert [len(stage.layers) for stage in model.config.stages] == [1, 2, 1]
+    entries = [entry for entry in history(folder / "core") if "eval_loss" in entry]
+    assert entries[-1]["eval_loss"] < entries[0]["eval_loss"]
+    assert entries[-1]["eval_loop_0_loss"] != entries[-1]["eval_loss"]
 
 
 def test_the_log_has_speed(whole):

@@ -44,36 +44,19 @@ def loss_now(trainer: Any) -> float:
 
 @contextmanager
 def without_state(model: PLTForCausalLM) -> Iterator[None]:
-    """Later loops start from the embedding alone."""
-    decoder = model.model
-    # a scale that is learned is changed inside of each forward: outside of it, a sharded one is another tensor
-    scales = decoder if decoder.config.has_learned_scales else decoder.config
-    kept: list[Any] = []
+    """Later loops start from the embedding alone, and zeros for a state."""
+    decoder: Any = model.model
+    state_before = decoder.state_before
 
-    def remove(*_: Any) -> None:
-        kept.append(copy(scales.hidden_scale))
-        set_scale(scales, 0.0)
+    def no_state(loop_idx: int, *given: Any) -> Tensor | None:
+        state: Tensor | None = state_before(loop_idx, *given)
+        return state if state is None or loop_idx == 0 else torch.zeros_like(state)
 
-    def restore(*_: Any) -> None:
-        set_scale(scales, kept.pop())
-
-    with ExitStack() as hooks:
-        hooks.enter_context(decoder.register_forward_pre_hook(remove))
-        hooks.enter_context(decoder.register_forward_hook(restore, always_call=True))
+    decoder.state_before = no_state
+    try:
         yield
-
-
-def copy(scale: Any) -> Any:
-    return scale.detach().clone() if isinstance(scale, Tensor) else scale
-
-
-@torch.no_grad()
-def set_scale(scales: Any, value: Any) -> None:
-    """A parameter keeps its place, a number is exchanged."""
-    if isinstance(scales.hidden_scale, Tensor):
-        scales.hidden_scale.copy_(torch.as_tensor(value))
-    else:
-        scales.hidden_scale = value
+    finally:
+        del decoder.state_before
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def experts_of(model: nn.Module) -> Iterator[Stacked]:
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices that transform states, but those of experts, and all others: embeddings, head, norms, gates, ..."""
-    modules = [module for name, module in model.named_modules() if ".layers." in f".{name}."]
+    modules = [module for name, module in model.named_modules() if {"layers", "adapter"} & set(name.split("."))]
     weights = [module.weight for module in modules if isinstance(module, nn.Linear) and is_matrix(module)]
     matrices: dict[int, nn.Parameter] = {id(weight): weight for weight in weights}  # type: ignore[misc]
     taken = matrices.keys() | {id(stacked.whole) for stacked in experts_of(model)}
