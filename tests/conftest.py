@@ -18,13 +18,12 @@ def pytest_generate_tests(metafunc):
     """A module that says `FAMILIES = ("dense", "experts")` runs its tests over tiny models of each family."""
     families = getattr(metafunc.module, "FAMILIES", None)
     if families is not None:
-        metafunc.fixturenames.insert(0, "family")
         metafunc.parametrize("family", families, indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def family(request, monkeypatch):
-    monkeypatch.setattr(tiny, "family", request.param)
+    monkeypatch.setattr(tiny, "family", getattr(request, "param", "dense"))
 
 
 def chosen(items):

@@ -15,7 +15,8 @@ EXPERTS = {
     "norm_topk_prob": True,
     "shared_expert_intermediate_size": 16,
 }
-FAMILIES = {"dense": {}, "experts": EXPERTS}
+CORE = {"num_prelude_layers": 1, "num_coda_layers": 1}
+FAMILIES = {"dense": {}, "experts": EXPERTS, "core": CORE}
 family = "dense"  # of the models made here; `tests/conftest.py` runs whole modules over several
 
 
@@ -37,10 +38,33 @@ def tiny_config(**overrides) -> PLTConfig:
         "pad_token_id": 0,
     }
     fields |= FAMILIES[family] | overrides
+    if family == "core" and not CORE.keys() & overrides:  # the layers that are asked for are those that loop
+        fields["num_hidden_layers"] += sum(CORE.values())
     unknown = set(fields) - set(PLTConfig.__dataclass_fields__)
     if unknown:
         raise TypeError(f"PLTConfig has no fields {sorted(unknown)}.")
-    return PLTConfig(**fields)
+    config = PLTConfig(**fields)
+    if config.num_experts:
+        config._experts_implementation = "batched_mm"  # the default has no float64
+    return config
+
+
+def every_expert() -> dict:
+    """Fields for a test whose numbers a token's choice of experts must not move: it is sent to all of them."""
+    return {"num_experts_per_tok": EXPERTS["num_experts"]} if family == "experts" else {}
+
+
+def when_loaded() -> dict:
+    """How far logits of a loaded folder may be off: experts then run another kernel, which sums in another order."""
+    return {"rtol": 0, "atol": 5e-5 if family == "experts" else 0}
+
+
+def num_active(model: PLTForCausalLM, *modules: torch.nn.Module) -> int:
+    """How many parameters of some modules a token is computed with: of stacked experts, those that it is sent to."""
+    config, parameters = model.config, [parameter for module in modules for parameter in module.parameters()]
+    stacked = sum(parameter.numel() for parameter in parameters if parameter.dim() == 3)
+    idle = stacked - stacked * config.num_experts_per_tok // config.num_experts if stacked else 0
+    return sum(parameter.numel() for parameter in parameters) - idle
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

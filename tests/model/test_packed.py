@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_ids, tiny_model
+from tiny import every_expert, tiny_ids, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_plt import PLTStaticCache
@@ -83,7 +83,7 @@ def decoded(model, input_ids):
 @pytest.mark.parametrize("dtype", FORMS, ids=str)
 @torch.no_grad()
 def test_a_packed_model_decodes_as_the_plain_one_and_as_without_a_cache(dtype, batch_size):
-    model, input_ids = rounded_model(attention_bias=True), tiny_ids(batch_size, 12)
+    model, input_ids = rounded_model(attention_bias=True, seed=1, **every_expert()), tiny_ids(batch_size, 12)
     expected = model(input_ids).logits
     memory = pack_weights(model, dtype)
     assert all(type(module) is not torch.nn.Linear for module in model.modules())
@@ -164,7 +164,7 @@ def test_packing_leaves_no_trace_in_a_saved_folder_and_is_undone(dtype, tied, tm
     assert folder_of(tmp_path / "undone") == folder_of(tmp_path / "plain")
     model.to(torch.float64).train().load_state_dict(model.state_dict())
     model(tiny_ids(1, 4), labels=tiny_ids(1, 4)).loss.backward()
-    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in model.parameters())
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
@@ -254,6 +254,7 @@ def test_a_copy_of_a_packed_model_is_packed_too():
     unpack_weights(model)
     with pytest.raises(ValueError, match="packed"):
         copied.half()
-    torch.testing.assert_close(decoded(copied, input_ids), model(input_ids).logits, rtol=0, atol=2e-5)
+    expected = model(input_ids).logits
+    torch.testing.assert_close(decoded(copied, input_ids), expected, rtol=0, atol=5e-5)  # summation order
     unpack_weights(copied)
     assert copied.lm_head.weight is not model.lm_head.weight

@@ -150,7 +150,7 @@ def test_recorded_states_and_weights_are_in_the_given_order(kind):
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_the_loss_of_a_row_is_that_of_its_real_tokens(kind):
-    model = tiny_model(num_loops=3)
+    model = tiny_model(num_loops=3).double()
     input_ids, mask = batch(kind)
     # the first token of a row alone is predicted by nothing, and that after left padding would be by a pad
     labels = input_ids.masked_fill((mask == 0) | (mask.cumsum(1) == 1), -100)
@@ -166,7 +166,7 @@ def test_the_loss_of_a_row_is_that_of_its_real_tokens(kind):
                 loss.backward()
                 gradients.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
             for padded, expected in zip(*gradients, strict=True):
-                torch.testing.assert_close(padded, expected, rtol=0, atol=1e-4)
+                torch.testing.assert_close(padded, expected, rtol=0, atol=1e-5)  # norms round to float32
 
 
 def new_tokens(model, input_ids, mask, **settings):

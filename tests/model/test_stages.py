@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import ReferencePLT
 from three_stages import ADAPTER, CUTS, HUGINN, NUM_AFTER, NUM_BEFORE, OLMO, three_stages
-from tiny import ABLATION_ROWS, tiny_ids, tiny_model
+from tiny import ABLATION_ROWS, num_active, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 from modeling_plt.names_plt import THEIRS
@@ -211,7 +211,7 @@ def test_operations_count_looped_layers_once_a_loop():
     one, three = (three_stages(num_loops=num_loops) for num_loops in (1, 3))
     layers = three.model.layers[NUM_BEFORE:-NUM_AFTER]
     gates = sum(parameter.numel() for layer in layers for parameter in layer.self_attn.plt_gate.parameters())
-    repeated = 2 * sum(parameter.numel() for parameter in layers.parameters())
+    repeated = 2 * num_active(three, layers)
     difference = three.floating_point_ops(inputs) - one.floating_point_ops(inputs)
     assert difference == 6 * 14 * (repeated + gates)
 

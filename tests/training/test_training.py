@@ -6,10 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import ABLATION_ROWS, tiny_ids, tiny_model
+from tiny import ABLATION_ROWS, every_expert, num_active, tiny_ids, tiny_model, when_loaded
 from train_tiny import fresh_model, losses, train
 from transformers import Trainer, TrainingArguments
 from transformers.data import DataCollatorWithFlattening
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import modeling_plt
 from modeling_plt import PLTForCausalLM
@@ -31,9 +32,15 @@ def test_every_parameter_gets_a_gradient(row, num_loops):
         assert gradient.abs().max() > 0, name
 
 
-def test_gradients_equal_finite_differences():
+def exact_norm(norm, states):
+    """RMSNorm that does not round to float32."""
+    return torch.nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def test_gradients_equal_finite_differences(monkeypatch):
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
     model, input_ids = tiny_model(num_loops=3).double(), tiny_ids(1, 9)
-    exact, step = gradients(model, input_ids), 1e-3  # large, because norms round to float32
+    exact, step = gradients(model, input_ids), 2e-4  # not smaller, because a router rounds to float32
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -41,10 +48,11 @@ def test_gradients_equal_finite_differences():
         for sign in (1, -1):
             with torch.no_grad():
                 parameter.add_(direction, alpha=sign * step)
-                losses.append(model(input_ids, labels=input_ids).loss.double())
+                logits = model(input_ids).logits[0, :-1]
+                losses.append(torch.nn.functional.cross_entropy(logits, input_ids[0, 1:]))  # the model's is in float32
                 parameter.sub_(direction, alpha=sign * step)
         numeric = (losses[0] - losses[1]) / (2 * step)
-        torch.testing.assert_close((exact[name] * direction).sum(), numeric, rtol=0.02, atol=2e-4, msg=name)
+        torch.testing.assert_close((exact[name] * direction).sum(), numeric, rtol=1e-3, atol=5e-4, msg=name)
 
 
 def test_a_token_learns_also_where_the_pad_is_the_same():
@@ -112,9 +120,9 @@ def test_gradients_of_a_packed_row_are_those_of_its_documents():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains(dtype):
-    model, input_ids = tiny_model(num_loops=3).to(dtype), tiny_ids(2, 9)
-    exact = gradients(tiny_model(num_loops=3), input_ids)
-    for name, gradient in gradients(model, input_ids).items():
+    model, input_ids = tiny_model(num_loops=3, **every_expert()), tiny_ids(2, 9)
+    exact = gradients(model, input_ids)
+    for name, gradient in gradients(model.to(dtype), input_ids).items():
         similarity = torch.cosine_similarity(gradient.float().flatten(), exact[name].flatten(), dim=0)
         assert similarity > 0.9, (name, similarity)
 
@@ -128,7 +136,7 @@ def test_trainer_lowers_the_loss_and_the_model_reloads(tmp_path, row):
     reloaded = PLTForCausalLM.from_pretrained(tmp_path / "model").eval()
     input_ids = tiny_ids(2, 9)
     expected = trainer.model.eval()(input_ids, use_cache=False).logits
-    assert torch.equal(reloaded(input_ids, use_cache=False).logits, expected)
+    torch.testing.assert_close(reloaded(input_ids, use_cache=False).logits, expected, **when_loaded())
     assert trainer.evaluate()["eval_loss"] < curve[0]
 
 
@@ -161,6 +169,8 @@ def test_lora_lowers_the_loss_saves_and_reloads(tmp_path, target_modules):
     model = get_peft_model(base, config)
     adapted = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "lora_A")}
     projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    if base.config.num_experts:
+        projections |= {"shared_expert_gate"}  # and the shared expert; others are no `nn.Linear`
     assert adapted == (projections if target_modules == "all-linear" else set(target_modules))
     curve = losses(train(model, tmp_path, 40))
     assert curve[-1] < 0.97 * curve[0]  # the base is random: a low rank cannot do much, but must do something
@@ -191,7 +201,7 @@ def test_new_models_start_with_the_gate_at_one_half():
 def test_the_layers_count_once_per_loop_in_floating_point_ops(num_loops, tie_word_embeddings):
     model = tiny_model(num_loops=num_loops, tie_word_embeddings=tie_word_embeddings)
     inputs = {"input_ids": tiny_ids(2, 9)}
-    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    once = sum(parameter.numel() for parameter in (*model.model.norm.parameters(), *model.lm_head.parameters()))
+    layers = num_active(model, model.model.layers)
+    once = num_active(model, model.model.norm, model.lm_head)
     assert model.floating_point_ops(inputs) == 6 * 18 * (num_loops * layers + once)
     assert model.model.floating_point_ops(inputs) < model.floating_point_ops(inputs)
