@@ -117,7 +117,7 @@ def default_start(config: PLTConfig, start: PLTStart) -> ChosenStart:
     if is_plain(config):
         chosen = ChosenStart(2, config.sliding_window, EXACT_GATE, start.loop_input or "sum")
     else:
-        chosen = ChosenStart(max(config.num_loops, 2), config.sliding_window, LOOPED_GATE, config.loop_input)
+        chosen = ChosenStart(max(config.most_loops, 2), config.sliding_window, LOOPED_GATE, config.loop_input)
     if chosen.loop_input == "adapter":
         return chosen
     mixes = not is_plain(config) and config.embedding_scale != 0

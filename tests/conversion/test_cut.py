@@ -9,6 +9,7 @@ from ravens import raven, write
 from tiny import tiny_model
 from torch import nn
 
+from conversion_plt.error_text import bytes_of
 from conversion_plt.plan import to_plt
 from conversion_plt.plan.layer_numbers import read_layers, spans
 from modeling_plt import PLTForCausalLM
@@ -41,10 +42,11 @@ def plain(tmp_path_factory, request):
 
 @pytest.mark.parametrize("loop_input", ["sum", "adapter"])
 @pytest.mark.parametrize("split, num_loops", [*((split, 2) for split in SPLITS), ((1, 1), 3)], ids=str)
-def test_any_split_starts_with_the_sources_logits(tmp_path, plain, split, num_loops, loop_input):
+def test_any_split_starts_with_the_sources_logits(tmp_path, plain, split, num_loops, loop_input, capsys):
     model, source = plain
     options = ["--prelude", split[0], "--coda", split[1], "--loops", num_loops, "--loop-input", loop_input]
     plt_convert(source, tmp_path / "target", "--to-plt", "--window", 4, *options)
+    assert "starts far" not in capsys.readouterr().out
     made = load(tmp_path / "target")
     config = made.config
     assert (config.num_prelude_layers, config.num_coda_layers) == split
@@ -108,6 +110,7 @@ def test_layers_that_are_kept_are_those_of_a_shorter_model(tmp_path, plain, opti
     for text in (output, (tmp_path / "target" / "README.md").read_text()):
         assert "Of the source's layers, 0,2 were kept: the model starts far from its source" in text
     assert "agree with transformers' " in output
+    assert f"Wrote {bytes_of(sum(value.nbytes for value in made.state_dict().values()))} of weights" in output
     for own, theirs in zip(made.model.layers, model.model.layers[::2], strict=True):
         assert torch.equal(own.self_attn.o_proj.weight, theirs.self_attn.o_proj.weight)
     shorter = copy.deepcopy(model)
@@ -172,6 +175,15 @@ def test_a_plt_folder_that_was_loaded_with_one_loop_keeps_what_it_was_trained_wi
         (["--to-plt", "--prelude", 1], "are for plain sources"),
     ):
         assert message in refused(capsys, tmp_path / "source", tmp_path / "other", *options)
+
+
+def test_a_vanilla_loop_that_was_loaded_with_one_loop_becomes_a_plt_of_all(tmp_path):
+    model = tiny_model(num_loops=3, loop_shift=False, loop_attention="own")
+    model.save_pretrained(tmp_path / "trained")
+    PLTForCausalLM.from_pretrained(tmp_path / "trained", num_loops=1).save_pretrained(tmp_path / "source")
+    plt_convert(tmp_path / "source", tmp_path / "target", "--to-plt")
+    config = load(tmp_path / "target").config
+    assert (config.num_loops, config.trained_loops, config.loop_shift) == (3, None, True)
 
 
 def test_an_old_plt_folder_with_sandwich_norms_is_a_source(tmp_path):

@@ -160,6 +160,11 @@ def test_configs_that_say_little_are_read_by_the_tensors():
         assert found["num_key_value_heads"] == (4 if kind == "huginn" else 2)
 
 
+def test_embeddings_have_rows_for_the_padded_vocabulary(tmp_path):
+    source = write(tmp_path / "source", raven("llama"), "llama", vocab_size=90)
+    convert(source, tmp_path / "target")
+
+
 @pytest.mark.parametrize("n_layers", [1, 7, 16, 10**9])
 def test_the_number_of_layers_that_a_config_gives_does_not_count(tmp_path, n_layers):
     source = write(tmp_path / "source", raven("llama"), "llama", n_layers=n_layers)
