@@ -87,7 +87,9 @@ def test_plain_models_keep_their_logits_without_the_package(tmp_path, capsys):
         torch.testing.assert_close(logits[name], expected[name], rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "qwen3_moe", "olmoe", "olmo2", "flex_olmo"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "olmo2", "flex_olmo"]
+)
 def test_plain_models_become_vanilla_loops_of_their_stack(tmp_path, name):
     model = plain_model(name)
     model.save_pretrained(tmp_path / "source")

@@ -74,6 +74,8 @@ def changed(tmp_path, plain):
         ("loopcoder_v2", {"plt_emb_scale": "0.7"}, "must be a finite number of 64 bits, got '0.7'"),
         ("iquest_loop", {"attention_bias": "no"}, "must be true or false, got 'no'"),
         ("ouro", {"use_sliding_window": 0}, "is not supported unless False, got 0"),
+        ("olmoe", {"clip_qkv": 5.0}, "`clip_qkv` of the source is not supported unless None, got 5.0"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` of the source is not supported unless 0.0"),
         ("ouro", {"model_type": []}, "`model_type` must be one of"),
         ("ouro", {"model_type": {"a": 1}}, "`model_type` must be one of"),
     ],

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,13 @@ def test_a_peak_that_is_forgotten_is_counted_anew():
     device_bytes.forget_peak(CPU)
     measured, _ = alone.measure_bytes(lambda: torch.ones(2_500_000), CPU)
     assert measured.held == pytest.approx(10e6, abs=PAGES) and measured.peak == pytest.approx(10e6, abs=PAGES)
+
+
+@only_linux
+def test_the_free_memory_of_a_cpu_is_what_linux_says():
+    said = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (1024 * int(said[name].split()[0]) for name in ("MemTotal", "MemFree"))
+    assert device_bytes.free_bytes(CPU) == pytest.approx(free, abs=0.05 * total)  # others allocate meanwhile
 
 
 def test_where_memory_cannot_be_measured_only_formulas_are_given(monkeypatch):

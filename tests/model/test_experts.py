@@ -151,6 +151,35 @@ def test_router_logits_are_those_of_loops_in_turn_and_in_one_pass():
         torch.testing.assert_close(in_steps, logits, rtol=0, atol=2e-5)  # sums of other lengths in float32
 
 
+def test_router_logits_of_earlier_loops_come_first():
+    """No loop changes an earlier one, so a model of fewer loops has the first of them."""
+    model, ids = tiny_model(num_loops=3, **EXPERTS), tiny_ids(2, 6)
+    with torch.no_grad():
+        whole = model(ids, output_router_logits=True).router_logits
+        for model.config.num_loops in (1, 2):
+            fewer = model(ids, output_router_logits=True).router_logits
+            assert len(fewer) == 2 * model.config.num_loops
+            for expected, logits in zip(fewer, whole, strict=False):
+                torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_router_logits_are_those_of_all_positions_where_few_outputs_are_wanted():
+    model, ids = tiny_model(num_loops=3, **EXPERTS), tiny_ids(2, 30)
+    with torch.no_grad():
+        expected, output = (model(ids, output_router_logits=True, logits_to_keep=n) for n in (0, 1))
+    assert output.logits.shape[1] == 1
+    for logits, all_logits in zip(output.router_logits, expected.router_logits, strict=True):
+        torch.testing.assert_close(logits, all_logits, rtol=0, atol=0)
+    assert torch.equal(output.aux_loss, expected.aux_loss)
+
+
+def test_experts_and_routers_start_as_other_weights_do():
+    model = PLTForCausalLM(tiny_config(initializer_range=0.3, **EXPERTS | {"num_experts": 40}))
+    mlp = model.model.layers[0].mlp
+    for weight in (mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.shared_expert.up_proj.weight):
+        assert weight.std().item() == pytest.approx(0.3, rel=0.1) and abs(weight.mean().item()) < 0.05
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_leaves_loss_and_gradients_as_they_are(use_reentrant):
     ids, losses, gradients = tiny_ids(2, 7), [], []
@@ -185,6 +214,7 @@ def test_the_balance_loss_is_added_in_training_only():
     ids = tiny_ids(2, 9)
     with torch.no_grad():
         reported = model(ids, labels=ids, output_router_logits=True)
+        assert model(ids, labels=ids).aux_loss is None  # nothing asks for it
         trained = model.train()(ids, labels=ids)
         model.config.router_aux_loss_coef = 0.0
         without = model(ids, labels=ids)
