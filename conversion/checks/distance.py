@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from ..plan.plan import Plan
 from ..reading.checkpoint import Checkpoint
-from .verify import plt_logits
+from .verify import plt_logits, whole_source_logits
 
 NUM_ROWS, LENGTH = 2, 256  # of the tokens that are measured
 
@@ -23,6 +24,7 @@ class Distance:
     """Divergence and losses in nats per token, on `num_tokens` tokens of `text`."""
 
     text: str
+    origin: str  # from which the distance is
     num_tokens: int
     divergence: float
     source_loss: float
@@ -31,9 +33,9 @@ class Distance:
 
     def __str__(self) -> str:
         return (
-            f"Before any training, on {self.num_tokens} tokens of {self.text}: KL(source || PLT) "
-            f"{self.divergence:.2e} nats per token; loss {self.source_loss:.4f} (source), {self.plt_loss:.4f} (PLT); "
-            f"largest difference of logits {self.largest_difference:.1e}."
+            f"Before any training, on {self.num_tokens} tokens of {self.text}: KL({self.origin} || PLT) "
+            f"{self.divergence:.2e} nats per token; loss {self.source_loss:.4f} ({self.origin}), "
+            f"{self.plt_loss:.4f} (PLT); largest difference of logits {self.largest_difference:.1e}."
         )
 
 
@@ -68,17 +70,29 @@ def measure(exact: Plan, plan: Plan, written: Checkpoint, name: str, text: str) 
     else:
         name = "random tokens (there is no tokenizer)"
         rows = torch.randint(plan.config.vocab_size, (NUM_ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    source, plt = plt_logits(exact.config, written, rows), plt_logits(plan.config, written, rows)
+    origin, source = origin_logits(exact, written, rows)
+    plt = plt_logits(plan.config, written, rows)
     if not plt.isfinite().all():
         raise ValueError("The PLT gives logits that are not finite.")
     return Distance(
         text=name,
+        origin=origin,
         num_tokens=rows.numel(),
         divergence=mean_divergence(source, plt),
         source_loss=next_token_loss(source, rows),
         plt_loss=next_token_loss(plt, rows),
         largest_difference=(source - plt).abs().max().item(),
     )
+
+
+def origin_logits(exact: Plan, written: Checkpoint, rows: Tensor) -> tuple[str, Tensor]:
+    """From what the distance is measured, and its logits; where layers were left out, that is the whole source."""
+    name = exact.source.reference_class
+    if exact.cut.layers is None:
+        return "source", plt_logits(exact.config, written, rows)
+    if name is None:  # nothing here can run the others
+        return "kept layers", plt_logits(exact.config, written, rows)
+    return "source", whole_source_logits(exact, getattr(transformers, name), rows)
 
 
 def has_tokenizer(folder: Path) -> bool:

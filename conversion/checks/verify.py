@@ -147,9 +147,7 @@ def reference_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids:
 
     Its layers run as often as the config says, the norm after each loop of those that loop, and once more at the end.
     """
-    config = exact.source.reference_config(exact.checkpoint.config)[0]
-    config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
-    model = streamed_model(model_class, config, exact.checkpoint.tensors, dtype)
+    model = reference_model(exact, model_class, dtype)
     with progress(model, exact.config):
         states, layers, norm = model.model.embed_tokens(input_ids), model.model.layers, model.model.norm
         for stage in exact.config.stages:
@@ -159,6 +157,18 @@ def reference_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids:
                 model.model.norm = norm if feeds_a_loop else nn.Identity()
                 states = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
         return model.lm_head(norm(states))
+
+
+@torch.inference_mode()
+def whole_source_logits(exact: Plan, model_class: type[PreTrainedModel], input_ids: Tensor) -> Tensor:
+    """The same of all its layers, also of those that were left out."""
+    return reference_model(exact, model_class, torch.float32)(input_ids, use_cache=False).logits
+
+
+def reference_model(exact: Plan, model_class: type[PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:
+    config = exact.source.reference_config(exact.checkpoint.config)[0]
+    config.tie_word_embeddings = exact.config.tie_word_embeddings  # not where a head of its own is stored
+    return streamed_model(model_class, config, exact.checkpoint.tensors, dtype)
 
 
 def progress(model: PreTrainedModel, config: PLTConfig) -> tqdm:

@@ -2,7 +2,7 @@
 """Which layers of a plain source a PLT has, and which of them loop."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from configuration_plt import PLTConfig
@@ -20,35 +20,35 @@ class Cut:
     num_prelude_layers: int | None = None
     num_coda_layers: int | None = None
 
-    def fields(self, config: PLTConfig) -> dict[str, Any]:
-        """The fields of a plain source that change.
+    def of(self, config: PLTConfig) -> "Cut":
+        """The cut of a model; that all its layers are kept need not be said.
 
         Raises:
-            ValueError: the source is not plain, or does not have a layer.
+            ValueError: the model is not plain, or does not have a layer.
         """
-        sizes = {"num_prelude_layers": self.num_prelude_layers, "num_coda_layers": self.num_coda_layers}
-        changed: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
-        if (changed or self.layers is not None) and not is_plain(config):
+        if self != WHOLE and not is_plain(config):
             raise ValueError(
                 "`--prelude`, `--coda` and `--layers` are for plain sources, got one that loops "
                 f"{len(config.looped_stage.layers)} of {config.num_hidden_layers} layers."
             )
-        return changed | self.kept_fields(config)
-
-    def kept_fields(self, config: PLTConfig) -> dict[str, Any]:
-        """The number of layers that are kept, and which of them are without experts."""
-        if self.layers is None:
-            return {}
-        if self.layers[-1] >= config.num_hidden_layers:
+        if self.layers is not None and self.layers[-1] >= config.num_hidden_layers:
             raise ValueError(
                 f"`--layers` must name layers below {config.num_hidden_layers}, the number that the source has, got "
                 f"{self.layers[-1]}."
             )
-        kept: dict[str, Any] = {"num_hidden_layers": len(self.layers)}
-        if config.num_experts > 0:
+        keeps_all = self.layers is not None and len(self.layers) == config.num_hidden_layers
+        return replace(self, layers=None) if keeps_all else self
+
+    def fields(self, config: PLTConfig) -> dict[str, Any]:
+        """The fields of a plain model that the cut changes."""
+        sizes = {"num_prelude_layers": self.num_prelude_layers, "num_coda_layers": self.num_coda_layers}
+        changed: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+        if self.layers is None:
+            return changed
+        if config.num_experts > 0:  # which layers have them depends on their numbers
             dense = [number for number, layer_idx in enumerate(self.layers) if not config.is_sparse(layer_idx)]
-            kept |= {"decoder_sparse_step": 1, "mlp_only_layers": dense or None}
-        return kept
+            changed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense or None}
+        return changed | {"num_hidden_layers": len(self.layers)}
 
     def rename(self, name: str) -> str | None:
         """The name of a tensor when layers are numbered anew; None if its layer is left out."""

@@ -49,9 +49,14 @@ class Plan:
     kept: dict[str, StoredTensor]  # by their names in the PLT; equal to the bit
     derived: list[Derivation]
     dropped: list[str]
-    layers: Sequence[int]  # the numbers that its layers have in the source
     added: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences for the model card, beside those of the source
+    cut: Cut = WHOLE
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The numbers that its layers have in the source."""
+        return self.cut.layers or range(self.config.num_hidden_layers)
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +109,7 @@ def make_plan(
     source = source.told_by({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     fields = source.config_fields(checkpoint.config, ignored)
     own = make_config(fields)
+    cut = cut.of(own)
     fields |= cut.fields(own)
     if num_loops is not None:
         fields |= loops_of(source, own.most_loops) | {"num_loops": num_loops}
@@ -192,9 +198,8 @@ def assign_tensors(checkpoint: Checkpoint, source: Source, config: PLTConfig, cu
     origins = Counter([*kept, *(name for derivation in derived for name in derivation.outline)])
     if twice := [name for name, count in origins.items() if count > 1]:
         raise ValueError(f"More than one tensor of the source becomes {some(twice)}.")
-    layers = range(config.num_hidden_layers) if cut.layers is None else cut.layers
     notes = () if cut.note is None else (cut.note,)
-    return Plan(source, checkpoint, config, kept, derived, dropped, layers, notes=notes)
+    return Plan(source, checkpoint, config, kept, derived, dropped, notes=notes, cut=cut)
 
 
 def rename_tensors(checkpoint: Checkpoint, source: Source, cut: Cut) -> tuple[dict[str, StoredTensor], list[str]]:

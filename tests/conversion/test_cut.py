@@ -1,6 +1,7 @@
 """Some layers of a plain source run once, before and after those that loop; some are left out."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -118,6 +119,24 @@ def test_layers_that_are_kept_are_those_of_a_shorter_model(tmp_path, plain, opti
     shorter.config.num_hidden_layers = 2
     if "--loops" not in options:
         torch.testing.assert_close(logits(made, ids()), logits(shorter, ids()), rtol=0, atol=1e-4)
+    if "--to-plt" in options:  # measured from the whole source
+        rows = torch.randint(97, (2, 256), generator=torch.Generator().manual_seed(0))
+        whole, short = (logits(each, rows).log_softmax(-1) for each in (model, shorter))
+        divergence = (whole.exp() * (whole - short)).sum(-1).mean().item()
+        found = float(re.search(r"KL\(source \|\| PLT\) (\S+) nats", output)[1])
+        assert found == pytest.approx(divergence, rel=1e-2) and found > 1e-2
+
+
+def test_all_layers_are_the_whole_source(tmp_path, plain, capsys):
+    plt_convert(plain[1], tmp_path / "target", "--layers", "0-2")
+    assert "starts far" not in capsys.readouterr().out
+    torch.testing.assert_close(logits(load(tmp_path / "target"), ids()), logits(plain[0], ids()), rtol=0, atol=1e-4)
+
+
+def test_without_a_class_of_transformers_the_distance_is_from_the_layers_that_are_kept(tmp_path, capsys):
+    tiny_model(num_loops=1, num_hidden_layers=3).save_pretrained(tmp_path / "source")
+    plt_convert(tmp_path / "source", tmp_path / "target", "--layers", "0-1", "--to-plt")
+    assert re.search(r"KL\(kept layers \|\| PLT\) -?\S+e-\d+ nats .* \(kept layers\)", capsys.readouterr().out)
 
 
 def test_experts_stay_in_the_layers_that_have_them(tmp_path):
