@@ -253,6 +253,24 @@ def test_the_chosen_implementation_runs(implementation, monkeypatch):
     assert set(called) == {implementation} - {"eager"}
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_kernels_give_the_same_logits_and_gradients_of_several_loops(implementation):
+    ids, found = tiny_ids(2, 9), []
+    for name in ("eager", implementation):
+        model = tiny_model(num_loops=3, **EXPERTS).train()
+        model.set_experts_implementation(name)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        cache = model.eval()(ids[:, :7], use_cache=True).past_key_values
+        with torch.no_grad():
+            decoded = [model(ids[:, n : n + 1], past_key_values=cache).logits for n in (7, 8)]
+        found.append((torch.cat(decoded, dim=1), gradients))
+    (expected, exact), (logits, gradients) = found
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)  # sums of another order, in float32
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, exact[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_files_hold_a_matrix_per_expert(tmp_path):
     model = tiny_model(num_loops=2, **EXPERTS)
     model.save_pretrained(tmp_path / "first")
