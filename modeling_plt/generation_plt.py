@@ -12,7 +12,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from .cache_plt import PLTCache, PLTCacheMixin
 from .configuration_plt import PLTConfig
 from .names_plt import OURS, THEIRS, call_it, gets_it_as
-from .refusals_plt import refuse_foreign, refuse_lookup_after, refuse_other_past
+from .refusals_plt import refuse_early_exit, refuse_foreign, refuse_lookup_after, refuse_other_past
 from .sequence_plt import NewTokens, read_tokens
 from .static_cache_plt import PLTStaticCache
 
@@ -96,6 +96,7 @@ class PLTGenerationMixin(GenerationMixin):
     ) -> None:
         """Give `generate` a `PLTCache` where it would make a `DynamicCache`; refuse what cannot hold a PLT's state."""
         wanted, given = generation_config.cache_implementation, model_kwargs.get(THEIRS)
+        refuse_early_exit(self.config, generation_config.assistant_early_exit)
         if COLLECTED in model_kwargs and not generation_config.return_dict_in_generate:
             raise ValueError("`output_loop_hidden_states=True` needs `return_dict_in_generate=True`.")
         if COLLECTED in model_kwargs and generation_mode == GenerationMode.ASSISTED_GENERATION:

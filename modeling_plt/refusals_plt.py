@@ -194,6 +194,15 @@ def refuse_lookup_after(past_key_values: PLTCacheMixin, generation_mode: Generat
         )
 
 
+def refuse_early_exit(config: PLTConfig, last_layer: int | None) -> None:
+    """Refuse drafts of the first layers alone where these are a prelude: without a core and a coda, nothing loops."""
+    if last_layer is not None and len(config.stages) > 1:
+        raise NotImplementedError(
+            f"`assistant_early_exit={last_layer}` needs a model whose layers all loop, got "
+            f"`num_prelude_layers={config.num_prelude_layers}` and `num_coda_layers={config.num_coda_layers}`."
+        )
+
+
 def refuse_unusable(past_key_values: PLTCacheMixin, config: PLTConfig, inputs_embeds: Tensor) -> None:
     """Refuse a cache that was made for another model, holds another batch, or can take no more tokens."""
     refuse_foreign(past_key_values)
