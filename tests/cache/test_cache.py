@@ -8,7 +8,7 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 TOLERANCE = {"rtol": 0, "atol": 1e-9}  # float64; norms and rotary angles run in float32, but alike on both sides
 
@@ -54,9 +54,10 @@ def test_cached_logits_equal_uncached_for_every_window(sizes, overrides, sliding
 def test_cache_takes_the_bytes_of_the_formula(sizes, row, num_loops):
     model = tiny_model(num_loops=num_loops, **ABLATION_ROWS[row])
     config, batch_size, length = model.config, 3, 29
-    kv_size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    kv_size = 2 * config.num_key_value_heads * config.head_dim
     own_columns = {"own": length, "shared": 0, "gated_window": config.sliding_window - 1}[config.loop_attention]
-    elements = kv_size * (length + (num_loops - 1) * own_columns)
+    columns = config.num_hidden_layers * length + (num_loops - 1) * len(config.looped_stage.layers) * own_columns
+    elements = kv_size * columns
     elements += num_loops * config.hidden_size
     expected = batch_size * (4 * elements + 8)  # float32 states; the carry's position is an int64
     _, cache = run_chunks(model, tiny_ids(batch_size, length), sizes)
@@ -192,8 +193,8 @@ def test_cache_has_the_shape_transformers_expects():
     model = tiny_model(num_loops=3)
     _, cache = run_chunks(model, tiny_ids(2, 9), [9])
     assert len(cache) == model.config.num_hidden_layers
-    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(2, 2, 9, 8)] * 2
-    assert cache.is_sliding == [False, False]
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(2, 2, 9, 8)] * len(cache)
+    assert cache.is_sliding == [False] * len(cache)
     assert [tuple(state.shape) for state in cache.carry.states] == [(2, 1, 32)] * 3
     assert cache.is_croppable and not PLTStaticCache(model.config, 9).is_croppable
 
@@ -214,9 +215,12 @@ def test_loop_after_loop_decodes_the_same_with_one_row_at_a_time(row, num_loops)
             logits = model(input_ids[:, column : column + 1], past_key_values=cache).logits
             torch.testing.assert_close(logits[:, 0], expected[:, column], **TOLERANCE)
         passes[model.one_pass] = rows[:]
-    in_rows = num_loops if model.config.loop_shift else 1
-    assert passes[True] == [in_rows] * (2 * 11 * num_loops // in_rows)
-    assert passes[False] == [1] * (2 * 11 * num_loops)
+    assert passes[False] == [1] * (11 * sum(len(stage.layers) * len(stage.loops) for stage in model.config.stages))
+    if model.config.loop_shift:
+        of_a_token = [len(stage.loops) for stage in model.config.stages for _ in stage.layers]
+        assert passes[True] == of_a_token * 11
+    else:
+        assert passes[True] == passes[False]
 
 
 @pytest.mark.parametrize("row", ABLATION_ROWS)

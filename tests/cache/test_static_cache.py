@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 from modeling_plt import PLTStaticCache
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 TOLERANCE = {"rtol": 0, "atol": 5e-5}  # float32 summation order, of few rows and of many
 LENGTHS = [14, 9, 13, 2, 1]
@@ -188,8 +188,9 @@ def test_bytes_are_those_of_the_formula():
         cache_implementation="static",
         return_dict_in_generate=True,
     ).past_key_values
-    batch, layers, size, columns, window, hidden = 2, 2, 2 * 8, 13, 4, 32
-    elements = 2 * layers * size * (columns + 2 * window) + 3 * hidden
+    batch, size, columns, window, hidden = 2, 2 * 8, 13, 4, 32
+    layers, looped = model.config.num_hidden_layers, len(model.config.looped_stage.layers)
+    elements = 2 * size * (layers * columns + 2 * looped * window) + 3 * hidden
     assert cache.nbytes == batch * (4 * elements + 2 * 8)
 
 

@@ -8,7 +8,7 @@ from modeling_plt import PLTCache, PLTStaticCache
 from modeling_plt.names_plt import NEW, THEIRS
 from modeling_plt.refusals_plt import can_read
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 MODES = {
     "greedy": {},

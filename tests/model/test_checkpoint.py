@@ -15,7 +15,7 @@ import modeling_plt.modeling_plt
 from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM, PLTModel
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 SOURCES = {path.name: path for path in Path(modeling_plt.modeling_plt.__file__).parent.glob("*_plt.py")}
 SOURCES["configuration_plt.py"] = Path(configuration_plt.configuration_plt.__file__)

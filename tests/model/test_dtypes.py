@@ -8,7 +8,7 @@ from tiny import ABLATION_ROWS, every_expert, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # a rounding of 2^-8 (bfloat16) in each of some twenty operations, on logits of about 3

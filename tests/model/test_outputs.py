@@ -6,7 +6,7 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTModel
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 
 @pytest.mark.parametrize("loop_norm", [True, False])
@@ -26,7 +26,7 @@ def test_loop_hidden_states_are_a_lens_on_every_loop(row, loop_norm):
 
 
 def test_loop_hidden_states_of_a_decoded_token_equal_those_of_the_forward():
-    model, input_ids = tiny_model(num_loops=3), tiny_ids(2, 11)
+    model, input_ids = tiny_model(num_loops=3, num_coda_layers=0), tiny_ids(2, 11)  # a coda needs all tokens
     expected = model(input_ids, output_loop_hidden_states=True).loop_hidden_states
     cache = model(input_ids[:, :10], use_cache=True).past_key_values
     decoded = model(input_ids[:, 10:], past_key_values=cache, output_loop_hidden_states=True).loop_hidden_states
@@ -42,10 +42,10 @@ def test_loop_hidden_states_are_opt_in():
 @pytest.mark.parametrize("row", ABLATION_ROWS)
 def test_hidden_states_and_attentions_keep_their_usual_lengths(row, num_loops):
     model = tiny_model(num_loops=num_loops, attn_implementation="eager", **ABLATION_ROWS[row])
-    input_ids = tiny_ids(2, 9)
+    input_ids, num_layers = tiny_ids(2, 9), model.config.num_hidden_layers
     output = model(input_ids, output_hidden_states=True, output_attentions=True, use_cache=True)
-    assert [state.shape for state in output.hidden_states] == [(2, 9, 32)] * 3
-    assert [weights.shape for weights in output.attentions] == [(2, 4, 9, 9)] * 2
+    assert [state.shape for state in output.hidden_states] == [(2, 9, 32)] * (num_layers + 1)
+    assert [weights.shape for weights in output.attentions] == [(2, 4, 9, 9)] * num_layers
     torch.testing.assert_close(model.lm_head(output.hidden_states[-1]), output.logits, rtol=0, atol=0)
     for weights in output.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 9))

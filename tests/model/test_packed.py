@@ -11,7 +11,7 @@ from modeling_plt import PLTStaticCache
 from modeling_plt.packed import PackedLinear, pack_weights, unpack_weights
 from modeling_plt.packed_products import FEW_ROWS, Float16Product, Int8Product, SameDtypeProduct
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 FORMS = {None: SameDtypeProduct, torch.float16: Float16Product, torch.int8: Int8Product}
 has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -6,7 +6,7 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}  # float32; a leak moves logits by 0.01 and more
 LENGTHS = [9, 3, 1, 6]

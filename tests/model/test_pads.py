@@ -7,7 +7,7 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTCache, PLTStaticCache
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 TOLERANCE = {"rtol": 0, "atol": 6e-5}  # float32 summation order
 

@@ -5,7 +5,7 @@ import torch
 from reference import ReferencePLT
 from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 # Norms and rotary angles run in float32 inside the float64 model: 1e-7 relative, measured up to 5e-7 after four loops.
 RELATIVE_TOLERANCE = 1e-5

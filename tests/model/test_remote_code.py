@@ -8,7 +8,7 @@ from clean_process import put_into_hub_cache, run_in_clean_process
 from safetensors.torch import load_file, save_file
 from tiny import tiny_ids, tiny_model, when_loaded
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 EDIT = """
 

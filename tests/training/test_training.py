@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import modeling_plt
 from modeling_plt import PLTForCausalLM
 
-FAMILIES = ("dense", "experts")
+FAMILIES = ("dense", "experts", "core")
 
 
 def gradients(model, input_ids, **kwargs):
@@ -71,6 +71,7 @@ def test_a_token_learns_also_where_the_pad_is_the_same():
 def test_losses_of_later_loops_reach_the_shared_keys_and_values(loop_attention):
     """Without the hidden state of the loop before, shared KV is the only way from loop 1 back to loop 0."""
     model = tiny_model(num_loops=2, loop_attention=loop_attention, hidden_scale=0.0, num_hidden_layers=1)
+    layer = model.model.layers[model.config.looped_stage.layers.start]
     kept = {}
 
     def keep(_, args, output):
@@ -80,7 +81,7 @@ def test_losses_of_later_loops_reach_the_shared_keys_and_values(loop_attention):
             kept["key"].retain_grad()
             kept["value"].retain_grad()
 
-    model.model.layers[0].self_attn.register_forward_hook(keep)
+    layer.self_attn.register_forward_hook(keep)
     input_ids = tiny_ids(1, 9)
     model(input_ids, labels=input_ids, use_cache=False).loss.backward()
     assert kept["key"].grad.abs().max() > 0
@@ -98,7 +99,8 @@ def test_checkpointing_gives_the_same_gradients(row, use_reentrant):
     if use_reentrant:
         model.enable_input_require_grads()
     calls = []
-    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+    layer = model.model.layers[model.config.looped_stage.layers.start]
+    layer.self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
     for name, gradient in gradients(model, input_ids, attention_mask=mask).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-6, msg=name)
     assert len(calls) == 2 * 3, "each of the 3 loops runs again in the backward pass"
@@ -188,7 +190,7 @@ def test_lora_lowers_the_loss_saves_and_reloads(tmp_path, target_modules):
 
 def test_new_models_start_with_the_gate_at_one_half():
     model = fresh_model()
-    gate = model.model.layers[0].self_attn.plt_gate
+    gate = model.model.layers[model.config.looped_stage.layers.start].self_attn.plt_gate
     assert gate.weight.abs().max() == gate.bias.abs().max() == 0
     assert (gate.gate_norm.weight == 1).all()
     values = gate(torch.randn(2, 5, 32), torch.randn(2, 4, 5, 8))
@@ -201,7 +203,8 @@ def test_new_models_start_with_the_gate_at_one_half():
 def test_the_layers_count_once_per_loop_in_floating_point_ops(num_loops, tie_word_embeddings):
     model = tiny_model(num_loops=num_loops, tie_word_embeddings=tie_word_embeddings)
     inputs = {"input_ids": tiny_ids(2, 9)}
-    layers = num_active(model, model.model.layers)
-    once = num_active(model, model.model.norm, model.lm_head)
-    assert model.floating_point_ops(inputs) == 6 * 18 * (num_loops * layers + once)
+    looped = model.config.looped_stage.layers
+    layers = num_active(model, model.model.layers[looped.start : looped.stop])
+    once = num_active(model, model.model.layers, model.model.norm, model.lm_head)
+    assert model.floating_point_ops(inputs) == 6 * 18 * ((num_loops - 1) * layers + once)
     assert model.model.floating_point_ops(inputs) < model.floating_point_ops(inputs)
