@@ -453,8 +453,9 @@ class PLTModel(PLTPreTrainedModel):
         """The state `[B, P, D]` that a loop starts from beside the embeddings `[B, P, D]`; None if there is none."""
         if loop_idx == 0:
             is_core = run.stage.layers.start == self.config.num_prelude_layers
-            initial = {"zeros": torch.zeros_like, "prelude": torch.clone}.get(self.config.initial_state)
-            return initial(embeds) if is_core and initial is not None else None
+            if not is_core or self.config.initial_state == "none":
+                return None
+            return embeds if self.config.initial_state == "prelude" else torch.zeros_like(embeds)
         # loops that run together have no states yet; with a device map, states are where the last layer is
         previous: Any = None if len(run.loops) > 1 else states[loop_idx - 1].to(embeds.device)
         if self.config.loop_shift:

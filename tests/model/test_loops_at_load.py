@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny import ABLATION_ROWS, tiny_ids, tiny_model
 
 from modeling_plt import PLTConfig, PLTForCausalLM
 
+PUBLISHED = Path(__file__).parents[1] / "data/loopcoder_v2"
 KINDS = pytest.mark.parametrize(
     "fields",
     [
@@ -133,6 +135,14 @@ def test_every_parameter_has_a_gradient_in_any_number_of_loops(fields, num_loops
     model(ids, labels=ids).loss.backward()
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == []
+
+
+def test_a_published_plt_is_loaded_with_one_loop(tmp_path):
+    model, info = PLTForCausalLM.from_pretrained(PUBLISHED, num_loops=1, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    model.save_pretrained(tmp_path)
+    ids, whole = tiny_ids(1, 7), PLTForCausalLM.from_pretrained(PUBLISHED)
+    assert torch.equal(logits_of(PLTForCausalLM.from_pretrained(tmp_path, num_loops=2), ids), logits_of(whole, ids))
 
 
 def test_a_config_says_what_the_folder_was_trained_with(tmp_path):
