@@ -17,7 +17,7 @@ RUN = runs/demo
 PURELIB = $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 CLEAN_PYTHON = PYTHONPATH=$(PURELIB) HF_HUB_OFFLINE=1 $(BIN)/python -S
 
-EXPERIMENTS ?= swaps reach scales hops mano capo language window experts
+EXPERIMENTS ?= swaps reach scales hops mano capo language window experts cores core_hops
 
 .PHONY: demo results serve test test-serve test-all test-peers lint format types docs docs/tools.md site build clean
 

@@ -315,6 +315,18 @@ SENTENCES = (
         PUBLISHED_MS["plt-2"],
         PUBLISHED_MS["plain"],
     ),
+    # prelude and coda
+    (
+        "results",
+        "`loop-2, prelude 1, coda 1` cannot be told from plain, and is worse than a loop of all layers (`loop-2`) by "
+        "{}",
+        ("cores", "loop-2, prelude 1, coda 1", "minus loop-2"),
+    ),
+    (
+        "results",
+        "`plt-2, prelude 1, coda 1` is below `loop-2, prelude 1, coda 1` by {}",
+        ("cores", "loop-2, prelude 1, coda 1", "minus plt-2, prelude 1, coda 1"),
+    ),
     # how the results were made
     ("results", "Chance is {}.", 1 / load("swaps").task.num_boxes),
     ("results", "chance is {}. A window of W", 1 / (load("reach").task.alphabet - 1)),  # no letter follows itself
@@ -327,7 +339,16 @@ SENTENCES = (
     ("heal", "plus {} times that state", 0.05),
     ("heal", "models above {}M parameters", 0.16),
     ("heal", "MELT (arXiv {}) reports for {}B parameters", 2605.07721, 1.4),
-    ("heal", "the PLT starts {}e-9 nats", 1.7),  # no study's: of a command on the page
+    # no study's, but of commands on the page
+    ("heal", "the PLT starts {}e-9 nats", 1.7),
+    (
+        "heal",
+        "22 loop, start {}e-9 nats per token from the source; 20 steps take the held-out loss from {} to {}",
+        1.9,
+        2.5233,
+        2.3814,
+    ),
+    ("heal", "10 loop, it falls from {} to {}", 11.5245, 5.231),
 )
 
 TASKS = ("language", "hops", "mano", "capo", "swaps")
@@ -338,6 +359,7 @@ CLAIMS = (
     ("results", "On language and hops `smear` has all of PLT-2's gain", "same", ("hops", "smear", "plt-2")),
     ("results", "on reach it has more than PLT-2 with a window of 8", "ahead", ("reach", "smear", "plt-2, window 8")),
     ("results", "Mano, where its own gain is within its interval", "same", ("mano", "smear", "plain")),
+    ("results", "cannot be told from plain, and is worse", "same", ("cores", "loop-2, prelude 1, coda 1", "plain")),
     ("results", "PLT-3 is above PLT-2 by", "ahead", ("swaps", "plt-3", "plt-2")),
     ("results", "`loop-3` above `loop-2` by", "ahead", ("swaps", "loop-3", "loop-2")),
     ("results", "`smear + loop-3` above `smear + loop-2`", "ahead", ("swaps", "smear + loop-3", "smear + loop-2")),

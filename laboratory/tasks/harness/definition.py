@@ -13,7 +13,13 @@ from measuring_plt.rows import ALL_ROWS
 
 from .examples import Examples
 
-SHORT = {"sliding_window": "window", "num_hidden_layers": "layers", "num_experts": "experts"}
+SHORT = {
+    "sliding_window": "window",
+    "num_hidden_layers": "layers",
+    "num_experts": "experts",
+    "num_prelude_layers": "prelude",
+    "num_coda_layers": "coda",
+}
 UNNAMED = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef")
 TUNING_SEED = 0  # of runs that choose a learning rate; no table shows them
 TEST_SEED, VALIDATION_SEED = 123_456_789, 987_654_321  # far from the seeds of runs
