@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkout import on_path
+from three_stages import ADAPTER
 from tiny import EXPERTS, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,7 @@ KINDS = {
     "no gate": {"loop_attention": "own"},
     "experts": EXPERTS,
     "norm of all heads": {"qk_norm": "whole"},
+    "a core with an adapter": ADAPTER | {"num_hidden_layers": 3, "num_coda_layers": 1},
     "tied": {"tie_word_embeddings": True, "num_loops": 1},
 }
 
