@@ -23,6 +23,7 @@ def test_every_study_has_a_table_on_a_page():
     shown = {study for _, study, _ in TABLES}
     assert shown == {
         "capo",
+        "core_hops",
         "cores",
         "experts",
         "healing",

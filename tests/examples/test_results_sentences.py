@@ -10,6 +10,7 @@ from result_pages import PAGES, ROOT, is_rounded, results_of, sections_of
 
 from laboratory.tasks import load
 from laboratory.tasks.experts import BALANCED, EXPERTS
+from laboratory.tasks.harness.plan import mean_bits
 from laboratory.tasks.harness.report import overall, points_of, scores_by_seed
 from laboratory.tasks.harness.store import Store
 from measuring_plt.rows import PUBLISHED_MS
@@ -48,6 +49,13 @@ def experts_of(row: str) -> pd.DataFrame:
 
 def overlap(row: str, column: str = "overlap") -> float:
     return experts_of(row)[column].mean()
+
+
+def chosen_by(study: str, cell: str) -> float:
+    """By how many bits the better of two learning rates was ahead."""
+    files = (ROOT / "results" / study).glob(f"tune_{cell}_lr-*.json")
+    better, worse = sorted(mean_bits(json.loads(file.read_text())) for file in files)
+    return worse - better
 
 
 def served(row: str, section: str = "decode", **where: object) -> float:
@@ -324,9 +332,15 @@ SENTENCES = (
     ),
     (
         "results",
-        "`plt-2, prelude 1, coda 1` is below `loop-2, prelude 1, coda 1` by {}",
+        "`plt-2, prelude 1, coda 1` is below `loop-2, prelude 1, coda 1` by {}. As on",
         ("cores", "loop-2, prelude 1, coda 1", "minus plt-2, prelude 1, coda 1"),
     ),
+    (
+        "results",
+        "`plt-2, prelude 1, coda 1` is below `loop-2, prelude 1, coda 1` by {}, and is not shown",
+        ("core_hops", "loop-2, prelude 1, coda 1", "minus plt-2, prelude 1, coda 1"),
+    ),
+    ("results", "Its rate was chosen by {} bits", chosen_by("core_hops", "plt-2_prelude-1_coda-1")),
     # how the results were made
     ("results", "Chance is {}.", 1 / load("swaps").task.num_boxes),
     ("results", "chance is {}. A window of W", 1 / (load("reach").task.alphabet - 1)),  # no letter follows itself
@@ -359,6 +373,19 @@ CLAIMS = (
     ("results", "On language and hops `smear` has all of PLT-2's gain", "same", ("hops", "smear", "plt-2")),
     ("results", "on reach it has more than PLT-2 with a window of 8", "ahead", ("reach", "smear", "plt-2, window 8")),
     ("results", "Mano, where its own gain is within its interval", "same", ("mano", "smear", "plain")),
+    ("results", "is not shown to be better than plain", "same", ("core_hops", "plt-2, prelude 1, coda 1", "plain")),
+    (
+        "results",
+        "better than `loop-2` or plain is not shown",
+        "same",
+        ("core_hops", "loop-2, prelude 1, coda 1", "loop-2"),
+    ),
+    (
+        "results",
+        "better than `loop-2` or plain is not shown",
+        "same",
+        ("core_hops", "loop-2, prelude 1, coda 1", "plain"),
+    ),
     ("results", "cannot be told from plain, and is worse", "same", ("cores", "loop-2, prelude 1, coda 1", "plain")),
     ("results", "PLT-3 is above PLT-2 by", "ahead", ("swaps", "plt-3", "plt-2")),
     ("results", "`loop-3` above `loop-2` by", "ahead", ("swaps", "loop-3", "loop-2")),

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_plt import PLTStaticCache
 
-FAMILIES = ("dense", "experts", "core")
+FAMILIES = ("dense", "experts")
 
 pytestmark = pytest.mark.compile
 LENGTHS = (5, 9, 14, 16, 30, 48, 7, 2)  # below, above and at multiples of the window

@@ -141,7 +141,7 @@ def test_a_compiled_step_decodes_as_the_eager_one():
     step = torch.compile(model, fullgraph=True)
     for position in (-2, -1):
         logits = step(input_ids[:, [position]], past_key_values=cache).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)  # summation order
 
 
 def folder_of(path):
