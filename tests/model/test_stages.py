@@ -197,6 +197,12 @@ def test_earlier_loops_are_not_read_out_beside_a_cache_that_the_coda_has_filled(
 
 
 @torch.no_grad()
+def test_embeddings_in_place_of_ids_are_multiplied_too():
+    model, ids = three_stages(num_loops=2, **HUGINN), tiny_ids(1, 5)
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, model(ids).logits)
+
+
+@torch.no_grad()
 def test_a_decoded_token_calls_every_layer_once():
     model, ids, calls = three_stages(num_loops=3, **HUGINN), tiny_ids(1, 5), []
     cache = decoded(model, ids, [5])[1]
