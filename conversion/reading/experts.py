@@ -20,6 +20,11 @@ def expert_fields(fields: Fields, num_experts: str = "num_experts") -> dict[str,
     }
 
 
+def sparse_fields(fields: Fields, width: int, num_experts: str = "num_experts") -> dict[str, Any]:
+    """The same, where no layer is without experts, so that `intermediate_size`, which is `width`, is an expert's."""
+    return expert_fields(fields, num_experts) | {"moe_intermediate_size": width}
+
+
 def qwen_expert_fields(fields: Fields) -> dict[str, Any]:
     """The same, the width of an expert, and which layers have experts, as Qwen's configs say it."""
     return expert_fields(fields) | {

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..reading.experts import expert_fields
+from ..reading.experts import sparse_fields
 from ..reading.fields import Fields
 from ..source import PLAIN_DECODER, Source
 from . import olmo2
@@ -13,9 +13,8 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     taken = olmo2.read_fields(fields)
     return (
         taken
-        | expert_fields(fields)
+        | sparse_fields(fields, taken["intermediate_size"])
         | {
-            "moe_intermediate_size": taken["intermediate_size"],  # that of an expert: no layer is without
             "norm_topk_prob": fields.take("norm_topk_prob", bool),
         }
     )

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..reading.experts import expert_fields
+from ..reading.experts import sparse_fields
 from ..reading.fields import Fields, llama_fields
 from ..source import PLAIN_DECODER, Source
 
@@ -14,10 +14,9 @@ def read_fields(fields: Fields) -> dict[str, Any]:
     taken = llama_fields(fields)
     return (
         taken
-        | expert_fields(fields, "num_local_experts")
+        | sparse_fields(fields, taken["intermediate_size"], "num_local_experts")
         | {
             "num_loops": 1,
-            "moe_intermediate_size": taken["intermediate_size"],  # that of an expert: no layer is without
             "norm_topk_prob": True,
         }
     )
