@@ -36,7 +36,7 @@ def check_not_negative(value: int) -> None:
         raise ValueError(f"must be an integer of at least 0, got {value}.")
 
 
-def count_or_none(default: int) -> Any:
+def count_from_zero(default: int) -> Any:
     """A field that counts something of which there may be none."""
     return validated_field(check_not_negative, default=default)
 
@@ -129,8 +129,8 @@ class PLTConfig(PreTrainedConfig):
     learned_scales: bool = False  # the two scales are parameters, and these values their start
 
     # the first and the last layers may run once: prelude and coda; those between are the core, which loops
-    num_prelude_layers: int = count_or_none(0)
-    num_coda_layers: int = count_or_none(0)
+    num_prelude_layers: int = count_from_zero(0)
+    num_coda_layers: int = count_from_zero(0)
     # a later loop starts from the two scaled and added, or from a matrix of both, of the state's columns first
     loop_input: Literal["sum", "adapter"] = "sum"
     # what loop 0's matrix has for a state: it has no matrix, or zeros, or what the prelude puts out
@@ -168,7 +168,7 @@ class PLTConfig(PreTrainedConfig):
     embedding_multiplier: float | int = scale(1.0)  # of the embeddings, before the first layer
 
     # mixture of experts, as in Qwen3MoeConfig and Qwen2MoeConfig; all that follow need experts
-    num_experts: int = count_or_none(0)  # in a sparse layer; 0: no layer is sparse
+    num_experts: int = count_from_zero(0)  # in a sparse layer; 0: no layer is sparse
     num_experts_per_tok: int | None = count(None)  # to which a token is sent
     moe_intermediate_size: int | None = count(None)  # of an expert; `intermediate_size` is that of layers without
     norm_topk_prob: bool = False  # the weights of a token's experts are divided by their sum

@@ -444,7 +444,7 @@ class PLTModel(PLTPreTrainedModel):
         before = [self.state_before(loop_idx, embeds, states, carry, run) for loop_idx in run.loops]
         inputs = [embeds] * (before[0] is None)
         if read := [state for state in before if state is not None]:
-            inputs.append(self.read_both(embeds.repeat(1, len(read), 1), concatenate(read, dim=1)))
+            inputs.append(self.read_both(concatenate([embeds] * len(read), dim=1), concatenate(read, dim=1)))
         return concatenate(inputs, dim=1)
 
     def state_before(

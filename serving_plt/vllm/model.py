@@ -67,7 +67,7 @@ class PLTDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.sandwich_norm = config.norm_placement == "sandwich"
-        if config.norm_placement == "sandwich":
+        if self.sandwich_norm:
             self.input_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.post_attention_layernorm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
