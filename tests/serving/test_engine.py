@@ -9,7 +9,8 @@ from vllm.forward_context import set_forward_context
 
 from serving_plt.vllm.attention import PLTAttention
 from serving_plt.vllm.carry import Carry
-from serving_plt.vllm.model import PLTDecoderLayer, PLTModel
+from serving_plt.vllm.layer import PLTDecoderLayer
+from serving_plt.vllm.model import PLTModel
 
 LAYERS = 3
 
