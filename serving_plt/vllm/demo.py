@@ -8,58 +8,18 @@ Without `--model` it is one of random weights, which answers nonsense.
 """
 
 import argparse
-import contextlib
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 
-from .process_group import process_group
+from .server import NAME, Server, serving
 from .tiny import save_tiny
 
-PATIENCE = 300  # seconds until the server must answer
-NAME = "plt"
 
-
-@contextlib.contextmanager
-def serving(folder: Path, log: Path, *options: str) -> Iterator[openai.OpenAI]:
-    """A client of a server on a free port, which is gone at the end, whatever happens.
-
-    Raises:
-        RuntimeError: the server ends before it answers; with the end of its log.
-        TimeoutError: it does not answer in time.
-    """
-    port = free_port()
-    # what `vllm serve` runs; the CPU build's own command asks for a package named vllm, and finds none
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
-    command += ["--host", "127.0.0.1", "--port", port, "--served-model-name", NAME, *options]
-    with process_group(command, log) as server:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        wait_for(client, server, log)
-        yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(client: openai.OpenAI, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            raise RuntimeError(f"The server ended with {server.returncode}:\n{log.read_text()[-4000:]}")
-        with contextlib.suppress(openai.OpenAIError):
-            client.models.list()
-            return
-        time.sleep(0.5)
-    raise TimeoutError(f"The server has not answered in {PATIENCE} s:\n{log.read_text()[-4000:]}")
+def client_of(server: Server) -> openai.OpenAI:
+    """A client that asks once."""
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
 
 
 def ask(client: openai.OpenAI, prompt: str, max_tokens: int) -> tuple[str, str]:
@@ -84,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
             save_tiny(folder)
         print("Starting the server; this takes up to a minute.", flush=True)
         options = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20))
-        with serving(folder, Path(temporary) / "log", *options, "--max-model-len", "256") as client:
-            completion, answer = ask(client, args.prompt, args.max_tokens)
+        with serving(folder, Path(temporary) / "log", *options, "--max-model-len", "256") as server:
+            completion, answer = ask(client_of(server), args.prompt, args.max_tokens)
     print(f"Completion of {args.prompt!r}: {completion!r}")
     print(f"Answer to {args.prompt!r}: {answer!r}")
 

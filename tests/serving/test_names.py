@@ -28,6 +28,13 @@ FILES = [
 ]
 assert all(any(folder in file.as_posix() for file in FILES) for folder in ("serving_plt", "laboratory"))
 FILES = sorted(path for path in FILES if path.name not in OURS)
+STARTING = (
+    "docs/serving.md",
+    "serving_plt/vllm/demo.py",
+    "serving_plt/vllm/server.py",
+    "tests/serving/test_demo.py",
+    "tests/serving/test_openai.py",
+)
 WHEEL = f"vllm=={NEWEST}.0"
 PATIENCE = 300  # seconds for the download
 INSTALLED = Path(find_spec("vllm").origin).parents[1]
@@ -109,12 +116,12 @@ def test_the_reader_follows_the_plugin(installed):
 
 @pytest.mark.parametrize("release", ["installed", "newest"])
 def test_commands_have_the_options_that_are_named(release, request):
-    """In what is started, and in the page."""
-    texts = {path: path.read_text(encoding="utf-8") for path in [*FILES, ROOT / "docs/serving.md"]}
+    """In what starts servers, and in the page."""
+    texts = {path: path.read_text(encoding="utf-8") for path in [*FILES, *map(ROOT.joinpath, STARTING)]}
     own = {flag for text in texts.values() for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
     sources = request.getfixturevalue(release)
-    for path in (ROOT / "serving_plt/vllm/demo.py", ROOT / "tests/serving/test_demo.py", ROOT / "docs/serving.md"):
-        assert lacking_flags(texts[path], own, sources) == set()
+    for path in STARTING:
+        assert lacking_flags(texts[ROOT / path], own, sources) == set()
     assert lacking_flags("vllm serve --max-num-batch-tokens 1 --enforce-eager", own, sources) == {
         "--max-num-batch-tokens"
     }
