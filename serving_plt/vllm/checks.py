@@ -14,6 +14,8 @@ from vllm.v1.kv_cache_interface import kv_cache_uses_per_token_head_scales
 
 from configuration_plt import PLTConfig
 
+from .metrics import show_metrics
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -172,3 +174,4 @@ class Checks(VerifyAndUpdateConfig):
             compilation.pass_config.fuse_allreduce_rms = False
         # `sliding_window` of a PLT is that of its later loops, and not of the model
         vllm_config.cache_config.sliding_window = None
+        show_metrics()

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from serving_plt.vllm import demo
-from serving_plt.vllm.server import NAME, serving
+from serving_plt.vllm.server import DIRECTLY, NAME, serving
 from serving_plt.vllm.tiny import byte_tokenizer, save_tiny
 
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", "256")
 # a parser whose calls need no tokens of their own; compact JSON, because a random model likes spaces
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "pythonic")
 COMPACT = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+COUNTING = ("--worker-extension-cls", "tests.serving.counting.Counting")
 PROMPT, NEW = "def reach(", 12
 CHAT = [{"role": "user", "content": PROMPT}]
 GREEDY = {"model": NAME, "temperature": 0}
@@ -44,8 +45,11 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def server(folder, model, tmp_path_factory):
-    with serving(folder, tmp_path_factory.mktemp("server") / "log", *OPTIONS, *TOOLS, *COMPACT) as server:
-        yield server
+    log = tmp_path_factory.mktemp("server") / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")  # in which clients may call a worker's methods
+        with serving(folder, log, *OPTIONS, *TOOLS, *COMPACT, *COUNTING) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")
@@ -154,5 +158,15 @@ def test_a_model_that_may_call_functions_calls_some(client):
     assert [call.function.name for call in calls] == ["set_loops"]
 
 
-def test_the_server_is_healthy(server):
+def counted(server) -> dict[str, float]:
+    lines = [line.split(" ") for line in server.page("/metrics").splitlines() if line.startswith("plt_")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_server_is_healthy_and_shows_what_its_model_counts(server):
     assert server.page("/health") == ""
+    for _ in range(2):
+        asked = json.dumps({"method": "count_pruned", "args": ["21"]}).encode()
+        DIRECTLY.open(f"{server.address}/collective_rpc", asked).close()
+    assert counted(server) == {"plt_loops": 2, "plt_window": 16, "plt_pruned_positions_total": 42}
+    assert "vllm:kv_cache_usage_perc{" in server.page("/metrics")
