@@ -11,47 +11,67 @@ import vllm
 from matplotlib.figure import Figure
 
 from measuring_plt.rows import IN_TURN, PUBLISHED, PUBLISHED_MS
-from serving_plt.vllm.timed_engine import CONTEXT
 
 from ..report import Section, write
 from ..setting import headline, machine
 from ..timing import ratios_to_plain
 from . import loops as benchmark_loops
+from .beside import beside
+
+Place = dict[str, int]  # where in a table: `{"batch": 4, "context": 32}`
+Places = list[tuple[Place, list[dict[str, float]]]]  # each with milliseconds of all rows in each round
+Measured = dict[str, Places]  # by kind
 
 
-def write_report(
-    folder: Path, plan: dict[str, Any], engines: list[dict[str, Any]], rounds: list[dict[str, Any]]
-) -> None:
-    """`benchmark.md`, `.json` and `.png`, of the rounds that there are."""
-    setting = machine() | {"cpu_threads": engines[0]["threads"], "rounds": len(rounds)}
-    setting |= {"parameters": engines[0]["parameters"], **plan, "vllm": vllm.__version__}
+def write_report(folder: Path, plan: dict[str, Any], engines: list[dict[str, Any]], measured: Measured) -> None:
+    """`benchmark.md`, `.json` and `.png`, of the measurements that there are."""
+    rounds = max(len(lines) for places in measured.values() for _, lines in places)
+    setting = machine() | {"cpu_threads": engines[0]["threads"], "rounds": rounds}
+    # each engine's cache is its own
+    setting |= {"parameters": engines[0]["parameters"]} | {key: plan[key] for key in plan if key != "kv_bytes"}
+    setting |= {"vllm": vllm.__version__, "versions": versions(engines)}
     title = headline(setting)
-    sections = [times(kind, rounds) for kind in ("decode", "prefill") if rounds[0][kind]]
-    if {engine["row"] for engine in engines} >= benchmark_loops.ROWS:
-        by_batch = {int(batch): of_rounds("decode", batch, rounds) for batch in rounds[0]["decode"]}
-        sections.append(benchmark_loops.loops_section(by_batch, CONTEXT, title))
-    write(folder, "benchmark", title, setting, [*sections, projections(rounds), memory(engines)])
+    sections = [times(kind, measured[kind], setting["versions"]) for kind in ("decode", "prefill") if measured[kind]]
+    if measured["decode"] and {engine["row"] for engine in engines} >= benchmark_loops.ROWS:
+        sections.append(loops_section(measured["decode"], title))
+    if measured["projections"]:
+        sections.append(projections(measured["projections"]))
+    write(folder, "benchmark", title, setting, [*sections, memory(engines)])
 
 
-def of_rounds(kind: str, number: str, rounds: list[dict[str, Any]]) -> pd.DataFrame:
-    """Milliseconds, a line per round and a column per row."""
-    return pd.DataFrame([one[kind][number] for one in rounds])
+def versions(engines: list[dict[str, Any]]) -> dict[str, str]:
+    """The commit of each version of the code, by its name; that of the command has none."""
+    return {engine["version"]: engine["commit"] for engine in engines}
 
 
-def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
+def loops_section(places: Places, title: str) -> Section:
+    """Of the least context, and of this version of the code."""
+    context = min(place["context"] for place, _ in places)
+    found = [(place["batch"], lines) for place, lines in places if place["context"] == context]
+    by_batch = {batch: pd.DataFrame(lines)[sorted(benchmark_loops.ROWS)] for batch, lines in found}
+    return benchmark_loops.loops_section(by_batch, context, title)
+
+
+def times(kind: str, places: Places, commits: dict[str, str]) -> Section:
     """Milliseconds and ratios to plain, which ran in the same round: their median, and how far the rounds differ."""
     tables = []
-    for number in rounds[0][kind]:
-        milliseconds = of_rounds(kind, number, rounds)
+    for place, lines in places:
+        milliseconds = pd.DataFrame(lines)
         ratios, middle = ratios_to_plain(milliseconds), milliseconds.median()
-        figures = {{"decode": "batch", "prefill": "tokens"}[kind]: int(number), "ms": middle}
-        figures |= {"tokens/s": 1000 * int(number) / middle, "to plain": ratios.median()}
+        tokens = place["batch"] if kind == "decode" else place["tokens"]
+        figures: dict[str, Any] = place | {
+            "ms": middle,
+            "tokens/s": 1000 * tokens / middle,
+            "to plain": ratios.median(),
+        }
         figures |= {"least": ratios.min(), "greatest": ratios.max()}
         figures["ms, by round"] = pd.Series(milliseconds.to_dict("list"))
         if kind == "decode":
             figures["paper, batch 4"] = pd.Series(PUBLISHED_MS) / PUBLISHED_MS["plain"]
         if {"plt-2", IN_TURN} <= set(milliseconds):
             figures["to plt-2 in turn"] = milliseconds[["plt-2"]].div(milliseconds[IN_TURN], axis="index").median()
+        for version in filter(None, commits):
+            figures[f"to {version}"] = ratios_to_version(milliseconds, version)
         tables.append(pd.DataFrame(figures, index=milliseconds.columns.rename("row")).reset_index())
     table = pd.concat(tables, ignore_index=True)
     title = {"decode": "A step in which every request decodes one token", "prefill": "A prompt alone"}[kind]
@@ -61,19 +81,27 @@ def times(kind: str, rounds: list[dict[str, Any]]) -> Section:
     return Section(kind, title, table, notes, {kind: plot(table)})
 
 
+def ratios_to_version(milliseconds: pd.DataFrame, version: str) -> pd.Series:
+    """How many times as long a row takes as it does with another version of the code."""
+    both = {row: beside(row, version) for row in milliseconds if beside(row, version) in milliseconds}
+    return pd.Series({row: (milliseconds[row] / milliseconds[other]).median() for row, other in both.items()})
+
+
 def plot(table: pd.DataFrame) -> Figure:
+    places = [name for name in ("batch", "context", "tokens") if name in table]
+    labels = table[places].apply(lambda place: ", ".join(f"{name} {value}" for name, value in place.items()), axis=1)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    sns.barplot(table, x=table.columns[1], y="to plain", hue="row", ax=axes)
+    sns.barplot(table, x=labels.to_numpy(), y="to plain", hue="row", ax=axes)
     axes.axhline(1, color="black", linewidth=1)
     axes.grid(axis="y", alpha=0.3)
     return figure
 
 
-def projections(rounds: list[dict[str, Any]]) -> Section:
+def projections(places: Places) -> Section:
     """The cost of some rows in the projections alone: a step of R loops and B requests has R * B rows."""
-    found = {rows: median(one["projections"][rows]["plain"] for one in rounds) for rows in rounds[0]["projections"]}
-    table = pd.DataFrame([{"rows": int(rows), "ms": ms, "to one row": ms / found["1"]} for rows, ms in found.items()])
+    found = {place["rows"]: median(line["plain"] for line in lines) for place, lines in places}
+    table = pd.DataFrame([{"rows": rows, "ms": ms, "to one row": ms / found[1]} for rows, ms in found.items()])
     return Section("projections", "All projections and MLPs of the plain model, by the number of rows", table, [])
 
 
@@ -87,6 +115,7 @@ def memory(engines: list[dict[str, Any]]) -> Section:
                 "to plain": engine["KV bytes per token"] / engines[0]["KV bytes per token"],
                 "GB after loading": engine["bytes after loading"] / 1e9,
                 "GB at most": engine["bytes at most"] / 1e9,
+                "GB of the cache": engine["cache bytes"] / 1e9,
             }
             for engine in engines
         ]

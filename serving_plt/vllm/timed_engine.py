@@ -23,7 +23,10 @@ ROWS = {row.name: row for rows in LOOPED_ROWS.values() for row in rows} | {IN_TU
 LONGEST_REQUEST = 8192  # tokens
 ENGINE = {"max_position_embeddings": LONGEST_REQUEST, "bos_token_id": None, "eos_token_id": None}
 CONTEXT = 32  # tokens in the cache when decoding begins
+WARM_STEPS = 2  # that decode before those which count
 LONGEST_STEP = 8192  # tokens of a step at most; longer prompts come in chunks
+LEAST_KV = 1 << 30  # bytes
+SLACK = 512  # tokens of a request, for blocks that are not full and a page of the carry
 FEW_ROWS = (1, 2, 3, 4, 8)  # for the projections alone, where the hardware decides the cost of further loops
 
 
@@ -49,7 +52,7 @@ class Plan:
     steps: int
     eager: bool
     contexts: tuple[int, ...] = (CONTEXT,)
-    kv_bytes: int = 1 << 30
+    kv_bytes: int = LEAST_KV
 
 
 Pools = dict[str, ProcessPoolExecutor]  # by row: one process, with its engine
@@ -60,7 +63,29 @@ def ask(pools: Pools, function: Callable[..., float], *arguments: int) -> dict[s
     return {row: 1000 * pool.submit(function, *arguments).result() for row, pool in pools.items()}
 
 
+def kv_bytes_needed(row: str, plan: Plan) -> int:
+    """Bytes of a row's cache that hold any of the plan's batches, were every window as long as its request."""
+    fields = SIZES[plan.size] | ROWS[row].fields
+    config = PLTConfig(**fields)
+    assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
+    elements = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * config.num_loops
+    lengths = [max(plan.batches) * (grown(context, plan.steps) + SLACK) for context in plan.contexts]
+    tokens = max([*lengths, *(length + SLACK for length in plan.prompts)])
+    return max(LEAST_KV, tokens * elements * getattr(torch, plan.dtype).itemsize)
+
+
+@dataclass
+class Held:
+    """Requests of this process that decode; their contexts may still grow by so many tokens."""
+
+    batch_size: int
+    context: int
+    names: list[str]
+    left: int
+
+
 ENGINES: list[Any] = []  # of this process: one, once it is open
+HELD: list[Held] = []  # none, or the batch that has decoded last
 
 
 def open_engine(row: str, plan: Plan) -> dict[str, Any]:
@@ -79,14 +104,6 @@ def open_engine(row: str, plan: Plan) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "KV bytes per token": kv_bytes_per_token(ENGINES[0]),
     }
-
-
-def warm_up(plan: Plan) -> None:
-    """The first of each takes longer."""
-    for size in plan.batches:
-        decode(size, steps=1)
-    for length in plan.prompts:
-        prefill(length)
 
 
 @torch.inference_mode()
@@ -193,24 +210,57 @@ def wait_for_tokens(names: list[str], most: int) -> None:
     raise TooLittleRoom(f"The cache must hold {len(names)} requests at once, got no token of {len(waiting)} of them.")
 
 
+def grown(context: int, steps: int) -> int:
+    """Tokens of a request at most, of a batch that decodes after so many: an eighth more, or as many as it must."""
+    return context + max(context // 8, steps + WARM_STEPS)
+
+
 def decode(batch_size: int, steps: int, context: int = CONTEXT) -> float:
-    """Seconds of a step in which every request decodes one token."""
+    """Seconds of a step in which every request decodes one token.
+
+    The requests stay for the next call with the same batch and context, until their contexts have grown by an eighth:
+    a long prefill costs more than all rounds of its decoding.
+    """
+    if not HELD or (HELD[0].batch_size, HELD[0].context) != (batch_size, context):
+        release()
+        HELD.append(admitted(batch_size, context, grown(context, steps) - context))
+    try:
+        for _ in range(WARM_STEPS):
+            timed_step(batch_size)
+        seconds = median(timed_step(batch_size) for _ in range(steps))
+    except TooLittleRoom:
+        release()
+        raise
+    HELD[0].left -= WARM_STEPS + steps
+    if HELD[0].left < WARM_STEPS + steps:
+        release()
+    return seconds
+
+
+def admitted(batch_size: int, context: int, growth: int) -> Held:
+    """Requests with a token each, after a prefill."""
     names = [f"{context}-{batch_size}-{number}" for number in range(batch_size)]
     chunks = ceil(batch_size * context / ENGINES[0].llm_engine.vllm_config.scheduler_config.max_num_batched_tokens)
     most = 2 * chunks + 4  # steps of the prefill: a chunk may be cut at a block, and two steps be under way
     for name in names:
-        add(name, context, most + steps + 4)
+        add(name, context, most + growth + 4)
     try:
         wait_for_tokens(names, most)
-        for _ in range(2):  # to warm up
-            timed_step(batch_size)
-        return median(timed_step(batch_size) for _ in range(steps))
-    finally:
+    except TooLittleRoom:
         finish(names)
+        raise
+    return Held(batch_size, context, names, growth)
+
+
+def release() -> None:
+    """End the requests that stay, if there are any."""
+    while HELD:
+        finish(HELD.pop().names)
 
 
 def prefill(length: int) -> float:
     """Seconds to the first token of a prompt alone."""
+    release()
     name = f"prompt-{length}"
     started = time.perf_counter()
     add(name, length, 1)

@@ -419,10 +419,40 @@ class Engine:
         return bool(self.names)
 
 
-def test_a_batch_that_the_cache_does_not_hold_is_not_timed(monkeypatch):
+@pytest.fixture
+def adding(monkeypatch):
+    """Adds requests to an `Engine`."""
     monkeypatch.setattr(
         timed_engine, "add", lambda name, length, tokens: timed_engine.ENGINES[0].llm_engine.add_request(name)
     )
+
+
+def test_a_batch_is_prefilled_again_once_its_contexts_have_grown_by_an_eighth(adding, monkeypatch):
+    engine = Engine(4)
+    monkeypatch.setattr(timed_engine, "ENGINES", [SimpleNamespace(llm_engine=engine)])
+    prefilled, admitted = [], timed_engine.admitted
+    monkeypatch.setattr(timed_engine, "admitted", lambda *asked: prefilled.append(asked) or admitted(*asked))
+    for context, calls in ((32, 2), (320, 21), (320, 1)):  # two steps warm up, and two count
+        for _ in range(calls):
+            timed_engine.decode(4, 2, context)
+        assert timed_engine.grown(context, 2) == {32: 36, 320: 360}[context]
+    timed_engine.decode(2, 2, 320)
+    assert prefilled == [(4, 32, 4), (4, 32, 4), (4, 320, 40), (4, 320, 40), (4, 320, 40), (2, 320, 40)]
+    assert engine.names == ["320-2-0", "320-2-1"]
+    timed_engine.release()
+    assert not engine.names
+
+
+def test_the_cache_holds_all_tokens_of_the_largest_batch_in_every_loop():
+    plan = timed_engine.Plan("0.3b", "bfloat16", [1, 32], [1024], 16, True, contexts=(32, 4096))
+    # keys and values of 4 heads of 64 in 16 layers, two bytes each, of requests that grow by an eighth
+    least = 2 * 4 * 64 * 16 * 2 * 32 * (4096 + 512)
+    for row, loops in (("plain", 1), ("plt-3", 3)):
+        assert loops * least < timed_engine.kv_bytes_needed(row, plan) < loops * 1.2 * least
+    assert timed_engine.kv_bytes_needed("plain", replace(plan, contexts=(32,))) == 1 << 30
+
+
+def test_a_batch_that_the_cache_does_not_hold_is_not_timed(adding, monkeypatch):
     for room, holds in ((4, True), (3, False)):
         engine = Engine(room)
         monkeypatch.setattr(timed_engine, "ENGINES", [SimpleNamespace(llm_engine=engine)])

@@ -80,8 +80,11 @@ def check_line(file: str, label: str, cells: dict[str, str]) -> None:
     row, column = LINES[PAPER.sub("", label)]
     for name, shown in cells.items():
         kind, unit = ("prefill", "tokens") if name.startswith("prompt of ") else ("decode", "batch")
-        number = int(re.fullmatch(r"(?:batch |prompt of )?(\d+)", name)[1])
-        value = figure(file, kind, column, row=row, **{unit: number})
+        number, context = re.fullmatch(r"(?:batch |prompt of )?(\d+)(?: after (\d+))?", name).groups()
+        place = {unit: int(number)}
+        if kind == "decode" and "context" in read(file)["decode"][0]:
+            place["context"] = int(context or min(read(file)["setting"]["contexts"]))
+        value = figure(file, kind, column, row=row, **place)
         assert is_shown(shown, value), f"{file}: {label}, {name}: {shown}, not {value}"
     if paper := PAPER.search(label):
         assert is_rounded(paper[1], repr(figure(file, "decode", "paper, batch 4", row=row, batch=4)))
@@ -208,13 +211,15 @@ def test_a_command_is_what_its_file_was_measured_by(words):
             given.append(word)
     setting = read(file)["setting"]
     assert options.pop("--output") == [words[-1]]
-    for name in ("batches", "prompts"):
+    for name in ("batches", "contexts", "prompts"):
         if f"--{name}" in options:
             assert list(map(int, options.pop(f"--{name}"))) == setting[name]
     for name in ("size", "rounds", "steps", "dtype"):
         if f"--{name}" in options:
             assert options.pop(f"--{name}") == [str(setting[name])]
     rows = options.pop("--rows", ["loop-2", "plt-2, in turn", "plt-2", "plt-3"])
+    versions = [each.partition("=")[0] for each in options.pop("--beside", [])]
+    rows = [*rows, *(f"{row}, {version}" for version in versions for row in rows)]
     assert {"plain", *rows} == {line["row"] for line in read(file)["decode"]}
     assert not options
     assert setting["eager"]
@@ -225,16 +230,22 @@ def test_only_the_oldest_files_are_without_the_times_of_each_round():
     assert without == WITHOUT_ROUNDS
 
 
+def place_of(line: dict) -> tuple[int, ...]:
+    """Older files have one context, and do not say it in their lines."""
+    return tuple(line[name] for name in ("batch", "context") if name in line)
+
+
 @pytest.mark.parametrize("file", sorted({*FILES} - WITHOUT_ROUNDS))
 def test_the_figures_of_a_file_are_medians_of_its_rounds(file):
-    times = {(line["row"], line["batch"]): line["ms, by round"] for line in read(file)["decode"]}
+    times = {(line["row"], *place_of(line)): line["ms, by round"] for line in read(file)["decode"]}
     for line in read(file)["decode"]:
-        own, plain = times[line["row"], line["batch"]], times["plain", line["batch"]]
+        own, plain = times[line["row"], *place_of(line)], times["plain", *place_of(line)]
         ratios = [one / other for one, other in zip(own, plain, strict=True)]
         figures = (median(own), median(ratios), min(ratios), max(ratios))
         assert [line[name] for name in ("ms", "to plain", "least", "greatest")] == pytest.approx(figures)
     for line in read(file).get("loops", []):
         if line["kind"] == "PLT" and line["loops"] > 1:
-            both = [times[f"{kind}-{line['loops']}", line["batch"]] for kind in ("loop", "plt")]
+            place = (line["batch"], line["context"])[: len(next(iter(times))) - 1]
+            both = [times[f"{kind}-{line['loops']}", *place] for kind in ("loop", "plt")]
             found = [in_turn / (line["loops"] * together) for in_turn, together in zip(*both, strict=True)]
             assert line["parallel efficiency"] == pytest.approx(median(found))
