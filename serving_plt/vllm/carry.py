@@ -26,7 +26,7 @@ from .configs import ServedConfig
 
 def slice_size(config: ServedConfig) -> int:
     """Elements of the carry in each slice: `(L - 1) * D` over N slices, the last one filled up."""
-    return (config.num_loops - 1) * -(-config.hidden_size // config.num_hidden_layers)
+    return -(-(config.num_loops - 1) * config.hidden_size // config.num_hidden_layers)
 
 
 class CarrySlice(nn.Module, MambaBase):
@@ -114,14 +114,13 @@ class Carry(nn.Module):
         A CUDA graph has a fixed number of rows. Rows without a request have the null block as their page, and zeros.
         """
         metadata = self.slices[0].metadata
-        parts = [each.kv_cache[0][slots_of(each.metadata), 0] for each in self.slices]
-        states = torch.stack(parts, dim=1).unflatten(-1, (self.num_states, -1)).transpose(1, 2)
-        states = states.flatten(2)[..., : self.hidden_size]
+        slots = slots_of(metadata)
+        states = self.pages[slots].flatten(1)[:, : self.num_states * self.hidden_size]
         # a page that is new to a request may still have the numbers of the last one that used it
-        without = slots_of(metadata) == NULL_BLOCK_ID
+        without = slots == NULL_BLOCK_ID
         if metadata.num_prefills:
             without[metadata.num_decodes :] |= ~metadata.has_initial_states_p
-        return states.masked_fill(without[:, None, None], 0)
+        return states.masked_fill(without[:, None], 0).unflatten(1, (self.num_states, -1))
 
     def keep(self, states: Tensor) -> None:
         """Put each request's carry `[n, L - 1, D]` into the slices.
@@ -129,11 +128,30 @@ class Carry(nn.Module):
         Rows that fill a graph share the null block, which stays 0: attention reads it where it masks, and its numbers
         must be finite.
         """
-        missing = self.slices[0].size // self.num_states * len(self.slices) - self.hidden_size
-        states = nn.functional.pad(states, (0, missing)).unflatten(-1, (len(self.slices), -1)).transpose(1, 2)
-        for each, part in zip(self.slices, states.flatten(2).unbind(1), strict=True):
-            slots = slots_of(each.metadata)
-            each.kv_cache[0][slots, 0] = part.masked_fill((slots == NULL_BLOCK_ID)[:, None], 0)
+        slots, pages = slots_of(self.slices[0].metadata), self.pages
+        states = states.flatten(1).masked_fill((slots == NULL_BLOCK_ID)[:, None], 0)
+        missing = pages[0].numel() - states.shape[1]
+        pages[slots] = nn.functional.pad(states, (0, missing)).unflatten(1, pages.shape[1:])
+
+    @property
+    def pages(self) -> Tensor:
+        """The pages of all slices in one view, `[pages, N, size]`: an operator reads or writes all of a request's.
+
+        vLLM gives all layers one allocation. There the layers of a group, which have the same page of a request, lie
+        at equal distances (`KVCacheTensor`), and the slices are a group, because they are as many as the layers.
+
+        Raises:
+            RuntimeError: they lie otherwise.
+        """
+        every = [each.kv_cache[0] for each in self.slices]
+        first, places = every[0], [pages.data_ptr() for pages in every]
+        distance = places[-1] - places[0]
+        if len(every) > 1:
+            distance //= len(every) - 1
+        if any(place != places[0] + number * distance for number, place in enumerate(places)):
+            raise RuntimeError(f"vLLM must place the slices of a carry at equal distances, got addresses {places}.")
+        strides = (first.stride(0), distance // first.element_size(), 1)
+        return first.as_strided((len(first), len(every), first.shape[-1]), strides)
 
     def ends(self) -> Tensor:
         """The places in the step where each request's tokens begin and end: `[n + 1]`.

@@ -8,6 +8,9 @@ from vllm.config import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
+from vllm.v1.kv_cache_layout import KVCacheLayout
+from vllm.v1.worker.utils import allocate_kv_cache
 
 from serving_plt.vllm.carry import Carry
 
@@ -23,15 +26,25 @@ def settings(tmp_path_factory):
     return settings
 
 
-@pytest.fixture
-def carry(settings):
-    """With what requests left in every page but the null block, which is page 0."""
+@pytest.fixture(params=[KVCacheLayout.LBNHC, KVCacheLayout.BLHNC], ids=lambda layout: layout.name)
+def carry(settings, request):
+    """With what requests left in every page but the null block, which is page 0.
+
+    The pages lie where vLLM's function, which both of its runners call, places them: those of a slice beside each
+    other, or those of a block.
+    """
     settings.compilation_config.static_forward_context.clear()
     carry = Carry(settings.model_config.hf_config, settings, "model")
+    settings.cache_config.mamba_page_size_padded = page = 1 << 10
+    group = KVCacheGroupSpec([each.prefix for each in carry.slices], carry.slices[0].get_kv_cache_spec(settings))
+    of_slice, of_block = PAGES * page, len(carry.slices) * page
+    layer_stride, block_stride = (page, of_block) if request.param.is_block_outermost else (of_slice, page)
+    tensor = KVCacheTensor(PAGES * of_block, group.layer_names, layer_stride, block_stride)
+    caches = allocate_kv_cache(KVCacheConfig(PAGES, [tensor], [group]), torch.device("cpu"), request.param)
     generator = torch.Generator().manual_seed(0)
     for each in carry.slices:
-        each.kv_cache = (torch.randn(PAGES, 1, each.size, generator=generator),)
-        each.kv_cache[0][0] = 0
+        each.bind_kv_cache(caches[each.prefix])
+        each.kv_cache[0][1:] = torch.randn(PAGES - 1, 1, each.size, generator=generator)
     return carry
 
 
@@ -120,3 +133,9 @@ def test_a_step_without_requests_reads_zeros_and_leaves_nothing(carry, settings)
             carry.write(torch.ones(2, ROWS, 56))
         assert not carried.any() and not starts.any()
     assert all(torch.equal(each.kv_cache[0], old) for each, old in zip(carry.slices, before, strict=True))
+
+
+def test_slices_that_lie_elsewhere_are_refused(carry):
+    carry.slices[1].kv_cache = (torch.zeros(PAGES, 1, carry.slices[1].size),)
+    with pytest.raises(RuntimeError, match="vLLM must place the slices of a carry at equal distances, got addresses"):
+        carry.pages  # noqa: B018, a property
