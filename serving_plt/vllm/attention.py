@@ -16,6 +16,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import _encode_layer_name
 
 from .configs import ServedConfig
+from .head_norm import head_norm
 from .loops import goes_together
 
 SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")  # of quantized keys and values, as checkpoints name them
@@ -78,11 +79,8 @@ class PLTAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.o_proj",
         )
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
-        if config.qk_norm == "head":
-            self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.q_norm = head_norm(config, config.num_attention_heads)
+        self.k_norm = head_norm(config, config.num_key_value_heads)
         self.rotary_emb = get_rope(config.head_dim, config.max_position_embeddings, True, config.rope_parameters)
         self.plt_gate = Gate(config, self.num_heads) if config.has_gate else None
 
@@ -150,10 +148,7 @@ class PLTAttention(nn.Module):
         states, _ = self.qkv_proj(hidden_states)
         # the kernels of the rotation want rows that follow each other
         query, key, value = (part.contiguous() for part in states.split([query_size, key_size, key_size], dim=-1))
-        if self.q_norm is not None and self.k_norm is not None:
-            query = self.q_norm(query.view(-1, self.head_dim)).view_as(query)
-            key = self.k_norm(key.view(-1, self.head_dim)).view_as(key)
-        return *self.rotary_emb(positions, query, key), value
+        return *self.rotary_emb(positions, self.q_norm(query), self.k_norm(key)), value
 
     def attend_shared(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor | None:
         """Loop 0, and the loops that see its keys, on these keys: `[R * T, H * Dh]`; None if there is no such loop."""

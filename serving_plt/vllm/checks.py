@@ -19,6 +19,7 @@ from .metrics import show_metrics
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+ACTIVATIONS_OF_EXPERTS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # and vLLM's names there
 OLDEST, NEWEST = "0.32", "0.33"  # minor versions: the suite runs on the first, the sources of both are checked
 logger = init_logger(__name__)
 
@@ -97,13 +98,41 @@ def check_layers(config: PLTConfig) -> None:
             f"The plugin's `norm_placement` must be 'pre' or 'sandwich', got {config.norm_placement!r}; `generate` "
             "runs others."
         )
-    if config.num_experts > 0:
+    if config.num_experts > 0 and config.hidden_act not in ACTIVATIONS_OF_EXPERTS:
+        names = ", ".join(map(repr, ACTIVATIONS_OF_EXPERTS))
+        raise ValueError(f"vLLM's experts have `hidden_act` of {names}, got {config.hidden_act!r}.")
+
+
+def check_experts(vllm_config: "VllmConfig") -> None:
+    """Raise ValueError for settings by which vLLM counts the experts of a step, as if a layer ran once with T rows."""
+    parallel = vllm_config.parallel_config
+    if parallel.enable_eplb:
         raise ValueError(
-            f"The plugin serves models without experts: `num_experts` must be 0, got {config.num_experts}; "
-            "`generate` runs them."
+            "vLLM counts how often a layer's experts are chosen, once a step, and a PLT's layers run in each loop: "
+            "`enable_eplb` must be False, got True."
         )
-    if config.qk_norm == "whole":
-        raise ValueError("The plugin norms queries and keys of each head: `qk_norm` must not be 'whole'.")
+    if parallel.data_parallel_size > 1:
+        raise ValueError(
+            "vLLM's copies split the experts and run in step, and those of a PLT differ in passes and rows: "
+            f"`data_parallel_size` must be 1 with experts, got {parallel.data_parallel_size}; start a server for each "
+            "copy."
+        )
+    if vllm_config.aux_output_config.enable_return_routed_experts:
+        raise ValueError(
+            "vLLM returns the experts that a layer has chosen last, and a PLT's layers choose in each loop: "
+            "`enable_return_routed_experts` must be False, got True."
+        )
+    if vllm_config.compilation_config.fast_moe_cold_start:
+        raise ValueError(
+            "vLLM takes a layer with experts for one that runs once a step: `fast_moe_cold_start` must be False, got "
+            "True."
+        )
+    vllm_config.compilation_config.fast_moe_cold_start = False
+    if vllm_config.lora_config is not None:
+        raise ValueError(
+            "vLLM leaves out what PEFT's adapters have for experts, and says nothing: `enable_lora` must be False "
+            "with experts, got True; serve a folder into which the adapter is merged."
+        )
 
 
 def check_loops(config: PLTConfig, hf_overrides: Any) -> None:
@@ -144,6 +173,8 @@ class Checks(VerifyAndUpdateConfig):
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         check_layers(config)
         check_loops(config, vllm_config.model_config.hf_overrides)
+        if config.num_experts > 0:
+            check_experts(vllm_config)
         compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(

@@ -6,31 +6,13 @@ R loops in a pass, T tokens of all requests in the step, D hidden. Rows of a loo
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.activation import get_act_and_mul_fn
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.models.utils import extract_layer_index
 
 from .attention import PLTAttention
 from .configs import ServedConfig
-
-
-class PLTMLP(nn.Module):
-    """Llama's MLP; gate and up are one product, as vLLM has it."""
-
-    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
-        super().__init__()
-        options = {"bias": config.mlp_bias, "quant_config": vllm_config.quant_config}
-        sizes = [config.intermediate_size] * 2
-        self.gate_up_proj = MergedColumnParallelLinear(
-            config.hidden_size, sizes, prefix=f"{prefix}.gate_up_proj", **options
-        )
-        self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, prefix=f"{prefix}.down_proj", **options
-        )
-        self.act_fn = get_act_and_mul_fn(config.hidden_act)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_up_proj(hidden_states)[0]))[0]
+from .experts import PLTSparseMLP
+from .mlp import PLTMLP
 
 
 class PLTDecoderLayer(nn.Module):
@@ -39,7 +21,7 @@ class PLTDecoderLayer(nn.Module):
     def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         self.self_attn = PLTAttention(config, vllm_config, f"{prefix}.self_attn")
-        self.mlp = PLTMLP(config, vllm_config, f"{prefix}.mlp")
+        self.mlp: nn.Module = mlp_of(config, vllm_config, prefix)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.sandwich_norm = config.norm_placement == "sandwich"
@@ -53,3 +35,10 @@ class PLTDecoderLayer(nn.Module):
         hidden_states = hidden_states + (self.input_layernorm_2(attended) if self.sandwich_norm else attended)
         output = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + (self.post_attention_layernorm_2(output) if self.sandwich_norm else output)
+
+
+def mlp_of(config: ServedConfig, vllm_config: VllmConfig, prefix: str) -> nn.Module:
+    """The MLP of a layer: one, or many experts."""
+    if config.is_sparse(extract_layer_index(prefix)):
+        return PLTSparseMLP(config, vllm_config, f"{prefix}.mlp")
+    return PLTMLP(config, vllm_config, f"{prefix}.mlp", config.intermediate_size, bias=config.mlp_bias)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from engines import engine, generated, random_prompts, save_tiny, served
+from tiny import EXPERTS
 from torch._dynamo.backends.common import aot_autograd
 from vllm.compilation.backends import SplitItem, split_graph
 from vllm.config import CompilationConfig, CompilationMode
@@ -36,8 +37,9 @@ def test_both_ways_are_compiled_before_the_first_request(tmp_path):
     [
         ({"num_loops": 3, "gate_input": "query", "loop_norm": False, "learned_scales": True}, 2),
         ({"num_loops": 2, "loop_shift": False, "loop_attention": "own"}, 1),
+        (EXPERTS | {"num_loops": 2, "hidden_size": 64, "mlp_only_layers": [0, 1]}, 2),
     ],
-    ids=["plt", "vanilla loop"],
+    ids=["plt", "vanilla loop", "experts"],
 )
 def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is, from the first request on

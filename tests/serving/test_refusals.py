@@ -1,5 +1,6 @@
 """What cannot be served is refused before it runs, in a sentence that says what was asked and what can be."""
 
+import contextlib
 import json
 from configparser import ConfigParser
 from types import SimpleNamespace
@@ -8,13 +9,16 @@ import pytest
 import torch
 import vllm
 from checkout import ROOT
-from engines import engine, save_tiny
+from engines import OPTIONS, engine, save_tiny
 from safetensors.torch import load_file, save_file
+from tiny import EXPERTS
 from transformers import AutoConfig
+from vllm.engine.arg_utils import EngineArgs
 
 from configuration_plt import PLTConfig
 from serving_plt.vllm.checks import OLDEST, Checks
 from serving_plt.vllm.register import register
+from serving_plt.vllm.weights import checked
 
 GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -92,6 +96,19 @@ def test_checkpoints(folder, without, more, message):
         pass
 
 
+@pytest.mark.parametrize("name", ["experts.3.up_proj.weight", "gate.weight", "shared_expert_gate.weight"])
+def test_checkpoints_of_experts(name, tmp_path):
+    """vLLM itself takes experts for complete once it has one."""
+    config, name = save_tiny(tmp_path, **EXPERTS).config, f"model.layers.1.mlp.{name}"
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert dict(checked(tensors.items(), config)) == tensors
+    tensor = tensors.pop(name)
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        dict(checked(tensors.items(), config))
+    with pytest.raises(ValueError, match="must be of shape"):
+        dict(checked((tensors | {name: tensor[:, 1:]}).items(), config))
+
+
 def test_a_misspelled_field(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_loop": 3}))
@@ -102,8 +119,10 @@ def test_a_misspelled_field(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, "`num_experts` must be 0, got 4"),
-        ({"qk_norm": "whole"}, "`qk_norm` must not be 'whole'"),
+        (
+            EXPERTS | {"hidden_act": "relu"},
+            "`hidden_act` of 'silu', 'gelu', 'gelu_pytorch_tanh', got 'relu'",
+        ),
         ({"num_prelude_layers": 2}, "`num_prelude_layers` must be 0, got 2"),
         ({"num_coda_layers": 1}, "`num_coda_layers` must be 0, got 1"),
         ({"loop_input": "adapter"}, "`loop_input` must be 'sum', got 'adapter'"),
@@ -117,6 +136,44 @@ def test_layers_that_the_plugin_lacks(fields, message):
     given = SimpleNamespace(hf_config=PLTConfig(**fields), hf_overrides={})
     with pytest.raises(ValueError, match=message):
         Checks.verify_and_update_config(SimpleNamespace(model_config=given, parallel_config=None))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"parallel_config": {"enable_eplb": True}}, "`enable_eplb` must be False, got True"),
+        ({"parallel_config": {"data_parallel_size": 2}}, "`data_parallel_size` must be 1 with experts, got 2"),
+        (
+            {"aux_output_config": {"enable_return_routed_experts": True}},
+            "`enable_return_routed_experts` must be False, got True",
+        ),
+        ({"compilation_config": {"fast_moe_cold_start": True}}, "`fast_moe_cold_start` must be False, got True"),
+        ({"lora_config": {}}, "`enable_lora` must be False with experts, got True"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_settings_that_count_experts_otherwise(setting, message, tmp_path):
+    """Without experts they are vLLM's own affair."""
+    for fields in ({}, EXPERTS | {"hidden_size": 64}):
+        save_tiny(tmp_path, **fields)
+        settings = EngineArgs(model=str(tmp_path), **OPTIONS).create_engine_config()
+        for part, values in setting.items():
+            if getattr(settings, part) is None:
+                setattr(settings, part, SimpleNamespace())
+            for name, value in values.items():
+                assert hasattr(getattr(settings, part), name)
+                setattr(getattr(settings, part), name, value)
+        with pytest.raises(ValueError, match=message) if fields else contextlib.nullcontext():
+            Checks.verify_and_update_config(settings)
+
+
+def test_vllm_is_told_that_layers_with_experts_run_more_than_once(tmp_path):
+    """vLLM asks before it chooses, and not at all with torch 2.11 or newer."""
+    save_tiny(tmp_path, **EXPERTS | {"hidden_size": 64})
+    settings = EngineArgs(model=str(tmp_path), **OPTIONS).create_engine_config()
+    settings.compilation_config.fast_moe_cold_start = None
+    Checks.verify_and_update_config(settings)
+    assert settings.compilation_config.fast_moe_cold_start is False
 
 
 def test_another_number_of_loops(folder):

@@ -2,6 +2,7 @@
 
 import pytest
 from engines import engine, generated, logprobs_of, random_prompts, save_tiny, served_with_logprobs
+from tiny import EXPERTS
 
 VARIANTS = {
     "plt-2": {},
@@ -17,20 +18,41 @@ VARIANTS = {
         "tie_word_embeddings": True,
     },
     "bias of queries, keys and values alone": {"attention_bias": True, "attention_output_bias": False},
+    "query-key norm of all heads": {"qk_norm": "whole", "num_loops": 3},
     "sandwich norms, gelu": {"norm_placement": "sandwich", "hidden_act": "gelu_pytorch_tanh"},
     "shared KV": {"loop_attention": "shared", "num_loops": 3},
     "shift": {"loop_attention": "own", "num_loops": 3},
     "vanilla loop": {"loop_attention": "own", "loop_shift": False, "num_loops": 3},
     "plain": {"num_loops": 1},
 }
+MIXTURES = {
+    "experts, shared expert with a gate": {},
+    "experts, shared expert without a gate": {"num_loops": 3, "shared_expert_gate": False},
+    "one sparse layer, weights not normed, no shared expert": {
+        "norm_topk_prob": False,
+        "shared_expert_intermediate_size": None,
+        "mlp_only_layers": [0, 2],
+        "mlp_bias": True,
+        "num_loops": 3,
+    },
+    "every second layer sparse, query-key norm of all heads": {"qk_norm": "whole", "decoder_sparse_step": 2},
+    "experts, gelu, sandwich norms": {"hidden_act": "gelu", "norm_placement": "sandwich"},
+    "experts, gelu of tanh, tied head": {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "experts, vanilla loop": {"loop_attention": "own", "loop_shift": False},
+    "experts, plain": {"num_loops": 1},
+}
+# on a CPU, vLLM's kernel of experts has hidden sizes that are multiples of 32
+VARIANTS |= {name: EXPERTS | {"hidden_size": 64} | fields for name, fields in MIXTURES.items()}
+IN_TURN = ("plt-2", "experts, shared expert without a gate")
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in VARIANTS] + [("plt-2", {"hf_overrides": {"one_pass": False}})],
-    ids=[*VARIANTS, "loops in turn"],
+    [(name, {}) for name in VARIANTS] + [(name, {"hf_overrides": {"one_pass": False}}) for name in IN_TURN],
+    ids=[*VARIANTS, *(f"{name}, loops in turn" for name in IN_TURN)],
 )
 def test_greedy_tokens_are_those_of_generate(name, options, tmp_path):
+    """Tokens go to the same experts: no choice is so close that the order of a sum decides it."""
     model, prompts = save_tiny(tmp_path, **VARIANTS[name]), random_prompts()
     tokens = generated(model, prompts)
     logprobs = logprobs_of(model, prompts, tokens)
