@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import _encode_layer_name
@@ -36,14 +36,16 @@ class Gate(nn.Module):
             set_weight_attrs(parameter, {"weight_loader": load_own_heads})
         if not self.reads_query:
             self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            # by which vLLM packs the loaded weight, where it has a kernel for products of few rows
+            self.quant_method = UnquantizedLinearMethod()
 
     def forward(self, layer_input: Tensor, query: Tensor) -> Tensor:
-        """Un-normed layer input `[R * T, D]`, rotated query `[R * T, H, Dh]` -> gate `[R * T, H, 1]` in float32."""
+        """Un-normed layer input `[R * T, D]`, rotated query `[R * T, H, Dh]` -> gate `[R * T, H, 1]`."""
         if self.reads_query:
             logits = (query * self.weight).sum(dim=-1) + self.bias
         else:
-            logits = nn.functional.linear(self.gate_norm(layer_input), self.weight, self.bias)
-        return logits.float().sigmoid().unsqueeze(-1)
+            logits = self.quant_method.apply(self, self.gate_norm(layer_input), self.bias)
+        return logits.sigmoid().unsqueeze(-1)
 
 
 def load_own_heads(parameter: nn.Parameter, loaded: Tensor) -> None:
@@ -146,8 +148,7 @@ class PLTAttention(nn.Module):
         """Rotated query `[rows, H * Dh]`, rotated key and value `[rows, Hkv * Dh]`."""
         query_size, key_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         states, _ = self.qkv_proj(hidden_states)
-        # the kernels of the rotation want rows that follow each other
-        query, key, value = (part.contiguous() for part in states.split([query_size, key_size, key_size], dim=-1))
+        query, key, value = states.split([query_size, key_size, key_size], dim=-1)
         return *self.rotary_emb(positions, self.q_norm(query), self.k_norm(key)), value
 
     def attend_shared(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor | None:
@@ -193,5 +194,5 @@ class PLTAttention(nn.Module):
         assert self.plt_gate is not None  # `forward` has looked
         heads = (-1, self.num_heads, self.head_dim)
         gate = self.plt_gate(layer_input, query.view(heads))
-        mixed = torch.lerp(own.view(heads), shared.view(heads), gate.to(own.dtype))
+        mixed = torch.lerp(own.view(heads), shared.view(heads), gate)
         return mixed.flatten(1)

@@ -20,7 +20,7 @@ class NormOfEachHead(RMSNorm):
 
     def forward(self, states: Tensor) -> Tensor:
         """`[n, h * Dh]` -> the same."""
-        return super().forward(states.view(-1, self.hidden_size)).view_as(states)
+        return super().forward(states.unflatten(-1, (-1, self.hidden_size))).flatten(-2)
 
 
 class NormOfAllHeads(RMSNorm):
@@ -30,7 +30,7 @@ class NormOfAllHeads(RMSNorm):
         """`[n, h * Dh]` -> the same."""
         processes, width = get_tensor_model_parallel_world_size(), states.shape[-1]
         copies = processes * width // self.hidden_size  # of each head, where there are more processes than KV heads
-        every = tensor_model_parallel_all_gather(states).unflatten(-1, (processes, width))[:, ::copies]
+        every = tensor_model_parallel_all_gather(states.contiguous()).unflatten(-1, (processes, width))[:, ::copies]
         own = get_tensor_model_parallel_rank() // copies
         return super().forward(every.flatten(1)).unflatten(-1, (-1, width))[:, own].contiguous()
 
