@@ -12,10 +12,7 @@ LAYERS = {"num_hidden_layers", "layers"}
 # file and definition that name both, and why
 ALLOWED = {
     ("configuration_plt/configuration_plt.py", "PLTConfig"): "it says what the stages are",
-    ("serving_plt/vllm/carry.py", "slice_size"): "cuts the carry into as many slices as there are layers",
-    ("serving_plt/vllm/carry.py", "Carry"): "the same",
     ("serving_plt/vllm/configs.py", "ServedConfig"): "has types of layers, and asks whether there is a carry",
-    ("serving_plt/vllm/model.py", "PLTModel"): "vLLM runs one stage, of all layers",
 }
 
 

@@ -14,10 +14,13 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLine
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import _encode_layer_name
+from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.attention.selector import get_attn_backend
 
 from .configs import ServedConfig
 from .head_norm import head_norm
 from .loops import goes_together
+from .pruning import WindowAttention, pruned, reach_of
 
 SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")  # of quantized keys and values, as checkpoints name them
 
@@ -57,7 +60,7 @@ def load_own_heads(parameter: nn.Parameter, loaded: Tensor) -> None:
 class PLTAttention(nn.Module):
     """Attention of one decoder layer; every loop calls it with the same weights."""
 
-    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
+    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str, layer_idx: int):
         super().__init__()
         processes = get_tensor_model_parallel_world_size()
         assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
@@ -84,12 +87,19 @@ class PLTAttention(nn.Module):
         self.q_norm = head_norm(config, config.num_attention_heads)
         self.k_norm = head_norm(config, config.num_key_value_heads)
         self.rotary_emb = get_rope(config.head_dim, config.max_position_embeddings, True, config.rope_parameters)
-        self.plt_gate = Gate(config, self.num_heads) if config.has_gate else None
+        self.plt_gate = Gate(config, self.num_heads) if layer_idx in config.gated_layers else None
 
-        def attend(name: str, loops: int = 1, window: int | None = None, shares: str | None = None) -> Attention:
-            """vLLM's attention of some loops that see the same keys; it has KV memory unless it shares another's."""
-            return Attention(
-                loops * self.num_heads,
+        def attend(
+            name: str,
+            num_heads: int = self.num_heads,
+            window: int | None = None,
+            shares: str | None = None,
+            backend: type[AttentionBackend] | None = None,
+        ) -> Attention:
+            """vLLM's attention of one loop, or of more heads; with memory of its own unless it shares another's."""
+            kind = WindowAttention if backend is not None and shares is None else Attention
+            return kind(
+                num_heads,
                 self.head_dim,
                 self.head_dim**-0.5,
                 num_kv_heads=self.num_kv_heads,
@@ -97,24 +107,31 @@ class PLTAttention(nn.Module):
                 quant_config=quant_config,
                 per_layer_sliding_window=window,
                 kv_sharing_target_layer_name=shares,
+                attn_backend=backend,
                 prefix=f"{prefix}.{name}",
             )
 
         self.attn = attend("attn")
-        stage = config.looped_stage
-        later = stage.loops[1:]
-        self.shared_attn: Attention | None = None
+        stage, shares = config.stage_of(layer_idx), f"{prefix}.attn"
+        # later loops see loop 0's keys: one after another, or with loop 0 as further heads of each KV head
+        self.shared_attn = nn.ModuleDict()
         self.together_attn: Attention | None = None
-        self.own_attn: nn.ModuleList | None = None
-        if later and stage.later_see != "all":
-            # later loops see loop 0's keys: one after another, or with loop 0 as further heads of each KV head
-            self.shared_attn = attend("shared_attn", shares=f"{prefix}.attn")
-            if goes_together(config, vllm_config):
-                self.together_attn = attend("together_attn", loops=len(stage.loops), shares=f"{prefix}.attn")
-        if later and stage.later_see != "nothing":
-            # and a window of their own, or, in a vanilla loop, all of their own
-            window = config.sliding_window if stage.later_see == "window" else None
-            self.own_attn = nn.ModuleList(attend(f"own_attn_{loop}", window=window) for loop in later)
+        # and a window of their own, or, in a vanilla loop, all of their own
+        self.own_attn = nn.ModuleDict()
+        if stage.shares_keys and goes_together(config, vllm_config):
+            self.together_attn = attend("together_attn", len(stage.loops) * self.num_heads, shares=shares)
+        window = config.sliding_window if stage.later_see == "window" else None
+        for loop in stage.loops[1:]:
+            of_shared = of_own = None
+            if (reach := reach_of(config, vllm_config, loop, layer_idx)) is not None:
+                usual = get_attn_backend(
+                    self.head_dim, self.attn.dtype, self.attn.kv_cache_dtype, has_sliding_window=True
+                )
+                of_shared, of_own = pruned(self.attn.attn_backend, reach), pruned(usual, reach)
+            if stage.shares_keys:
+                self.shared_attn[str(loop)] = attend(f"shared_attn_{loop}", shares=shares, backend=of_shared)
+            if stage.later_see != "nothing":
+                self.own_attn[str(loop)] = attend(f"own_attn_{loop}", window=window, backend=of_own)
         self.share_scales()
 
     def share_scales(self) -> None:
@@ -132,7 +149,7 @@ class PLTAttention(nn.Module):
         """
         query, key, value = self.project(hidden_states, positions)
         output = self.attend_shared(query, key, value, loops)
-        if loops.stop > 1 and self.own_attn is not None:
+        if loops.stop > 1 and self.own_attn:
             first = query.shape[0] // len(loops) if loops.start == 0 else 0  # rows of loop 0, which has no window
             later = range(max(loops.start, 1), loops.stop)
             own = self.attend_own(query[first:], key[first:], value[first:], later)
@@ -154,7 +171,7 @@ class PLTAttention(nn.Module):
     def attend_shared(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor | None:
         """Loop 0, and the loops that see its keys, on these keys: `[R * T, H * Dh]`; None if there is no such loop."""
         if loops.start > 0:
-            return None if self.shared_attn is None else self.shared_attn(query, None, None)
+            return self.shared_attn[str(loops.start)](query, None, None) if self.shared_attn else None
         num_tokens = query.shape[0] // len(loops)
         if len(loops) == 1 or self.together_attn is None:
             return self.attn(query[:num_tokens], key[:num_tokens], value[:num_tokens])
@@ -185,8 +202,7 @@ class PLTAttention(nn.Module):
     def attend_own(self, query: Tensor, key: Tensor, value: Tensor, loops: range) -> Tensor:
         """Let some later loops attend, each to its own keys: `[loops * T, ...]` -> `[loops * T, H * Dh]`."""
         parts = zip(loops, *(each.chunk(len(loops)) for each in (query, key, value)), strict=True)
-        assert self.own_attn is not None  # `forward` has looked
-        outputs = [self.own_attn[loop - 1](*part) for loop, *part in parts]
+        outputs = [self.own_attn[str(loop)](*part) for loop, *part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def mix(self, shared: Tensor, own: Tensor, query: Tensor, layer_input: Tensor) -> Tensor:

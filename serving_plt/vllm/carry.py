@@ -8,7 +8,7 @@ module that wants such memory enters itself in `static_forward_context` under a 
 in every step it finds, under that name, its `metadata`: which page each request has, and where its tokens are. States
 of a fixed size are called Mamba states there, after the models that had them first. The carry is one of them.
 
-T tokens of all requests in a step, n requests, L loops, N layers, D hidden.
+T tokens of all requests in a step, n requests, L loops, D hidden.
 """
 
 from typing import Any
@@ -23,17 +23,38 @@ from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 
 from .configs import ServedConfig
 
+MOST_PADDING = 0.1  # of the layers with keys
+
+
+def num_slices(config: ServedConfig) -> int:
+    """How many slices a carry has: as many as layers are in each of vLLM's groups, which it then makes of this size.
+
+    A group whose layers do not suffice is filled up with memory that nothing uses. All layers with keys of their own
+    loop, so the groups are as large as the looped stage, unless a prelude or a coda makes smaller ones fit better.
+    """
+    full = sum(len(stage.layers) * len(stage.full_loops(stage.loops)) for stage in config.stages)
+    windowed = sum(len(stage.layers) * len(stage.windowed_loops(stage.loops)) for stage in config.stages)
+    kinds = [number for number in (full, windowed) if number]
+
+    def padding(slices: int) -> int:
+        # vLLM takes the greatest kind in place of the smallest where that is less than half larger
+        group = max(kinds) if max(kinds) < 1.5 * slices else slices
+        return sum(-number % group for number in kinds)
+
+    sizes = range(len(config.looped_stage.layers), 0, -1)
+    return next(size for size in sizes if padding(size) <= MOST_PADDING * sum(kinds))
+
 
 def slice_size(config: ServedConfig) -> int:
-    """Elements of the carry in each slice: `(L - 1) * D` over N slices, the last one filled up."""
-    return -(-(config.num_loops - 1) * config.hidden_size // config.num_hidden_layers)
+    """Elements of the carry in each slice: `(L - 1) * D` over all slices, the last one filled up."""
+    return -(-(config.num_loops - 1) * config.hidden_size // num_slices(config))
 
 
 class CarrySlice(nn.Module, MambaBase):
     """A part of every request's carry, in pages of vLLM's KV memory.
 
-    The carry is cut into as many slices as the model has layers, because vLLM puts layers of a kind (attention, or a
-    state of fixed size) into groups of equal size, which share its memory.
+    The carry is cut into slices, because vLLM puts layers of a kind (attention, or a state of fixed size) into groups
+    of equal size, which share its memory.
 
     vLLM knows when to copy, restore and free a state by its kind. A shift by one token is a convolution of width 2,
     which keeps one column, so a slice says that it is a short convolution; its page is that column, `[1, size]`.
@@ -79,8 +100,7 @@ class Carry(nn.Module):
         self.num_states, self.hidden_size = config.num_loops - 1, config.hidden_size
         # of `CarrySlice`, which the type of a `ModuleList` cannot say
         self.slices: Any = nn.ModuleList(
-            CarrySlice(config, vllm_config, f"{prefix}.layers.{layer_idx}.carry")
-            for layer_idx in range(config.num_hidden_layers)
+            CarrySlice(config, vllm_config, f"{prefix}.layers.{number}.carry") for number in range(num_slices(config))
         )
 
     @property
@@ -89,23 +109,21 @@ class Carry(nn.Module):
         metadata = self.slices[0].metadata
         return metadata is not None and metadata.num_prefill_tokens == 0
 
-    def read(self, inputs_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The carries at the first token of each request in the step, for embeddings `[T, D]`.
+    @property
+    def has_requests(self) -> bool:
+        """Whether the step has any; not where vLLM measures memory or tunes kernels."""
+        return self.slices[0].metadata is not None
 
-        Returns:
-            `[L - 1, T, D]` with zeros elsewhere, and which tokens are the first: `[T, 1]`.
-        """
-        carried = inputs_embeds.new_zeros(self.num_states, *inputs_embeds.shape)
-        starts = torch.zeros(len(inputs_embeds), 1, dtype=torch.bool, device=inputs_embeds.device)
-        if self.slices[0].metadata is not None:
-            firsts = self.ends()[:-1]
-            carried[:, firsts] = self.of_requests().transpose(0, 1)
-            starts.index_fill_(0, firsts, True)
-        return carried, starts
+    def read(self, start: Tensor) -> Tensor:
+        """The carries `[L - 1, T, D]` of the tokens of a step that decodes, `[T, D]`; zeros for rows of no request."""
+        carried = start.new_zeros(self.num_states, *start.shape)
+        if self.has_requests:
+            carried[:, self.ends()[:-1]] = self.of_requests().transpose(0, 1)
+        return carried
 
     def write(self, states: Tensor) -> None:
         """Keep what each request has at its last token, of the states `[L - 1, T, D]`."""
-        if self.slices[0].metadata is not None:
+        if self.has_requests:
             self.keep(states[:, self.ends()[1:] - 1].transpose(0, 1))
 
     def of_requests(self) -> Tensor:
@@ -138,7 +156,7 @@ class Carry(nn.Module):
         """The pages of all slices in one view, `[pages, N, size]`: an operator reads or writes all of a request's.
 
         vLLM gives all layers one allocation. There the layers of a group, which have the same page of a request, lie
-        at equal distances (`KVCacheTensor`), and the slices are a group, because they are as many as the layers.
+        at equal distances (`KVCacheTensor`), and the slices are a group, because they are no more than it holds.
 
         Raises:
             RuntimeError: they lie otherwise.

@@ -83,21 +83,6 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
 
 def check_layers(config: PLTConfig) -> None:
     """ValueError for layers that the plugin's model does not have."""
-    for name in ("num_prelude_layers", "num_coda_layers"):
-        if (number := getattr(config, name)) > 0:
-            raise ValueError(
-                f"The plugin serves models whose loop runs through all layers: `{name}` must be 0, got {number}; "
-                "`generate` runs them."
-            )
-    if config.loop_input != "sum":
-        raise ValueError(f"The plugin adds a loop's inputs: `loop_input` must be 'sum', got {config.loop_input!r}.")
-    if config.embedding_multiplier != 1:
-        raise ValueError(f"`embedding_multiplier` must be 1 in the plugin, got {config.embedding_multiplier}.")
-    if config.norm_placement not in ("pre", "sandwich"):
-        raise ValueError(
-            f"The plugin's `norm_placement` must be 'pre' or 'sandwich', got {config.norm_placement!r}; `generate` "
-            "runs others."
-        )
     if config.num_experts > 0 and config.hidden_act not in ACTIVATIONS_OF_EXPERTS:
         names = ", ".join(map(repr, ACTIVATIONS_OF_EXPERTS))
         raise ValueError(f"vLLM's experts have `hidden_act` of {names}, got {config.hidden_act!r}.")
@@ -150,6 +135,21 @@ def check_loops(config: PLTConfig, hf_overrides: Any) -> None:
         )
 
 
+def check_pruning(config: Any, vllm_config: "VllmConfig") -> None:
+    """Raise ValueError where a prompt cannot be pruned; vLLM itself refuses log probabilities of its tokens."""
+    reasons = {
+        "later loops need a window, and the state of the token before": not config.has_carry or not config.has_gate,
+        "a coda reads all tokens of a prompt": config.has_coda,
+        "an adapter is found by a row's place in the step": vllm_config.lora_config is not None,
+        "a pooler may read all tokens of a prompt": vllm_config.model_config.runner_type == "pooling",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"A prompt is not pruned here, because {reason}: `kv_sharing_fast_prefill` must be False, got True."
+            )
+
+
 def check_step() -> None:
     """Raise ValueError if the step runs for graphs of its parts, which vLLM may turn to after `check_graphs`."""
     mode = get_forward_context().cudagraph_runtime_mode
@@ -188,9 +188,7 @@ class Checks(VerifyAndUpdateConfig):
                 "carry. Start without `speculative_config`."
             )
         if vllm_config.cache_config.kv_sharing_fast_prefill:
-            raise ValueError(
-                "A PLT's later loops need all tokens of a prompt: `kv_sharing_fast_prefill` must be False, got True."
-            )
+            check_pruning(config, vllm_config)
         if config.num_loops > 1 and config.looped_stage.later_see != "all":
             check_sharing(vllm_config)
         check_graphs(vllm_config)

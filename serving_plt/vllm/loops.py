@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ways through the loops of a step, each a graph of its own for vLLM's compiler.
+"""What vLLM compiles: layers of one loop, and all loops of tokens that are each alone in its request.
+
+Each object is a graph of its own, which vLLM keeps by its tag.
 
 T tokens of all requests in the step, L loops, D hidden.
 """
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 
 from .configs import ServedConfig
-
-ROWS = {"inputs_embeds": 0, "positions": 0, "carried": 1}  # dimensions of T
 
 
 def goes_together(config: ServedConfig, vllm_config: VllmConfig) -> bool:
@@ -21,49 +21,36 @@ def goes_together(config: ServedConfig, vllm_config: VllmConfig) -> bool:
     return config.one_pass and config.has_carry and vllm_config.lora_config is None
 
 
-class Loops(nn.Module):
-    """The parts of both ways.
+@support_torch_compile(dynamic_arg_dims={"hidden_states": 0, "positions": 0})
+class OneLoop(nn.Module):
+    """Some layers of one loop, over any rows of the step."""
 
-    Args:
-        mix: makes the input of a later loop of the embeddings and the states of the loop before it.
-        run: runs some loops at once through all layers.
-    """
-
-    def __init__(self, vllm_config: VllmConfig, num_loops: int, mix: Callable, run: Callable):
+    def __init__(self, vllm_config: VllmConfig, run: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
-        self.num_loops, self.mix, self.run = num_loops, mix, run
+        self.run = run
+
+    def forward(self, hidden_states: Tensor, positions: Tensor) -> Tensor:
+        """States `[n, D]`, positions `[n]` -> states `[n, D]`."""
+        return self.run(hidden_states, positions)
 
 
-@support_torch_compile(dynamic_arg_dims=ROWS | {"starts": 0})
-class InTurn(Loops):
-    """Loop after loop, over all tokens of the step."""
-
-    def forward(
-        self, inputs_embeds: Tensor, positions: Tensor, carried: Tensor | None, starts: Tensor | None
-    ) -> Tensor:
-        """Embeddings `[T, D]`, positions `[T]`, the carry as `Carry.read` gives it -> states of all loops `[L, T, D]`.
-
-        Without a carry, each later loop reads the same token.
-        """
-        states = [self.run(inputs_embeds, positions, range(1))]
-        for loop in range(1, self.num_loops):
-            previous = states[-1]
-            if carried is not None:
-                assert starts is not None  # a step has both or neither
-                previous = torch.where(starts, carried[loop - 1], previous.roll(1, dims=0))
-            states.append(self.run(self.mix(inputs_embeds, previous), positions, range(loop, loop + 1)))
-        return torch.stack(states)
-
-
-@support_torch_compile(dynamic_arg_dims=ROWS)
-class Together(Loops):
+@support_torch_compile(dynamic_arg_dims={"start": 0, "positions": 0, "carried": 1})
+class AllLoops(nn.Module):
     """All loops in one pass, where each token is the only one of its request.
 
     A later loop of a token reads the token before it, whose states are the carry.
     """
 
-    def forward(self, inputs_embeds: Tensor, positions: Tensor, carried: Tensor) -> Tensor:
-        """As `InTurn.forward`."""
-        mixed = self.mix(inputs_embeds, carried).flatten(0, 1)
-        states = self.run(torch.cat((inputs_embeds, mixed)), positions.repeat(self.num_loops), range(self.num_loops))
-        return states.unflatten(0, (self.num_loops, -1))
+    def __init__(self, vllm_config: VllmConfig, run: Callable[[Tensor, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.run = run
+
+    def forward(self, start: Tensor, positions: Tensor, carried: Tensor) -> Tensor:
+        """What loops start from `[T, D]`, positions `[T]`, the carry `[L - 1, T, D]` -> states `[L, T, D]`."""
+        return self.run(start, positions, carried)
+
+
+def compiled(kind: type[nn.Module], tag: str, vllm_config: VllmConfig, run: Callable[..., Tensor]) -> nn.Module:
+    """One of the above, for vLLM to compile under a name."""
+    with set_model_tag(tag):
+        return kind(vllm_config=vllm_config, run=run)

@@ -18,92 +18,17 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
-from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFunc, MambaStateCopyFuncCalculator
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid, SupportsLoRA, SupportsQuant
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
-from .carry import Carry, slice_size
-from .checks import check_graphs, check_step
-from .configs import ServedConfig
-from .layer import PLTDecoderLayer
-from .loops import InTurn, Together, goes_together
+from .carry import slice_size
+from .checks import check_graphs
+from .decoder import PLTModel
 from .weights import GATE, PUBLISHED_GATE, checked
-
-
-class PLTModel(nn.Module):
-    """The decoder without its head."""
-
-    def __init__(self, config: ServedConfig, vllm_config: VllmConfig, prefix: str):
-        super().__init__()
-        self.config = config
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size,
-            config.hidden_size,
-            quant_config=vllm_config.quant_config,
-            prefix=f"{prefix}.embed_tokens",
-        )
-        self.layers = nn.ModuleList(
-            PLTDecoderLayer(config, vllm_config, f"{prefix}.layers.{layer_idx}")
-            for layer_idx in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        if config.has_learned_scales:
-            self.embedding_scale: nn.Parameter | float = nn.Parameter(torch.ones(1), requires_grad=False)
-            self.hidden_scale: nn.Parameter | float = nn.Parameter(torch.ones(1), requires_grad=False)
-        else:
-            assert config.hidden_scale is not None  # the config has set it
-            self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
-        self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
-        loops = {"vllm_config": vllm_config, "num_loops": config.num_loops, "mix": self.mix, "run": self.run_layers}
-        with set_model_tag("in_turn"):  # vLLM's compiler keeps what it compiles by this name
-            self.in_turn = InTurn(**loops)
-        self.together: Together | None = None
-        self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
-        if goes_together(config, vllm_config):
-            with set_model_tag("together"):
-                self.together = Together(**loops)
-
-    def forward(self, inputs_embeds: Tensor, positions: Tensor) -> Tensor:
-        """Embeddings `[T, D]`, positions `[T]` -> the last loop's normed states `[T, D]`."""
-        check_step()
-        carry = self.carry
-        carried, starts = (None, None) if carry is None else carry.read(inputs_embeds)
-        # chosen here, outside of what vLLM compiles: each of the two is traced once
-        if self.together is not None and carry is not None and carry.is_decoding:
-            states = self.together(inputs_embeds, positions, carried)
-        else:
-            states = self.in_turn(inputs_embeds, positions, carried, starts)
-            if self.together is not None and get_forward_context().attn_metadata is None:
-                self.measure_together(inputs_embeds, positions)
-        if carry is not None:
-            carry.write(states[:-1])
-        return states[-1] if self.config.loop_norm else self.norm(states[-1])
-
-    def measure_together(self, inputs_embeds: Tensor, positions: Tensor) -> None:
-        """Run the largest step that decodes while vLLM measures memory, by a step of many tokens and no request.
-
-        Otherwise the pass of all loops would be missing from the measurement. It is also the first one that the
-        compiler sees, which takes a dimension of 1 for a constant: so there are two rows at least.
-        """
-        assert self.together is not None and self.carry is not None  # `forward` has looked
-        few = inputs_embeds[: max(2, self.max_num_seqs)]
-        self.together(few, positions[: len(few)], self.carry.read(few)[0])
-
-    def mix(self, inputs_embeds: Tensor, previous: Tensor) -> Tensor:
-        """The input of a later loop: `a * E + b * H` (paper)."""
-        return self.embedding_scale * inputs_embeds + self.hidden_scale * previous
-
-    def run_layers(self, hidden_states: Tensor, positions: Tensor, loops: range) -> Tensor:
-        """Run one pass through all layers, `[R * T, D]`."""
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, positions, loops)
-        return self.norm(hidden_states) if self.config.loop_norm else hidden_states
 
 
 class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQuant):

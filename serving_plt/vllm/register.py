@@ -7,6 +7,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
 from .checks import Checks
 from .configs import ServedConfig, ServedPublishedConfig
+from .pruning import register_windows
 
 ARCHITECTURE = "PLTForCausalLM"
 
@@ -17,3 +18,4 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
     ModelRegistry.register_model(ARCHITECTURE, f"serving_plt.vllm.model:{ARCHITECTURE}")
     MODELS_CONFIG_MAP[ARCHITECTURE] = Checks
+    register_windows()

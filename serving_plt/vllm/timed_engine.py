@@ -68,7 +68,8 @@ def kv_bytes_needed(row: str, plan: Plan) -> int:
     fields = SIZES[plan.size] | ROWS[row].fields
     config = PLTConfig(**fields)
     assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
-    elements = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * config.num_loops
+    runs = sum(len(stage.layers) * len(stage.loops) for stage in config.stages)
+    elements = 2 * runs * config.num_key_value_heads * config.head_dim
     lengths = [max(plan.batches) * (grown(context, plan.steps) + SLACK) for context in plan.contexts]
     tokens = max([*lengths, *(length + SLACK for length in plan.prompts)])
     return max(LEAST_KV, tokens * elements * getattr(torch, plan.dtype).itemsize)

@@ -80,7 +80,7 @@ def step_of(carry: Carry, metadata, settings):
 
 def shift(carry: Carry, embeds: torch.Tensor) -> torch.Tensor:
     """A step of a model whose loops add the embedding to what they carry."""
-    carried, _ = carry.read(embeds)
+    carried = carry.read(embeds)
     carry.write(carried + embeds)
     return carried
 
@@ -108,7 +108,7 @@ def test_rows_that_fill_a_graph_read_and_leave_zeros(null_block, carry, builder,
     for each in carry.slices:
         each.kv_cache[0][0] = null_block
     with step_of(carry, builder.build(0, common([1, 1], [5, 40], [3, 7])), settings):
-        expected = carry.read(torch.zeros(2, 56))[0]
+        expected = carry.read(torch.zeros(2, 56))
     builder.build(0, common([1, 1, 0, 0], [5, 40, 0, 0], [3, 7, 0, 0]))
     embeds[:2], embeds[2:] = torch.randn(2, 56), float("nan")
     graph.replay()
@@ -116,7 +116,7 @@ def test_rows_that_fill_a_graph_read_and_leave_zeros(null_block, carry, builder,
     assert torch.equal(carried[:, :2], expected) and expected.abs().min() > 0
     assert torch.equal(carried[:, 2:], torch.zeros(2, 2, 56))
     with step_of(carry, builder.build(0, common([1, 1], [5, 40], [3, 7])), settings):
-        assert torch.equal(carry.read(torch.zeros(2, 56))[0], expected + embeds[:2])
+        assert torch.equal(carry.read(torch.zeros(2, 56)), expected + embeds[:2])
     for each, old in zip(carry.slices, before, strict=True):
         assert torch.equal(each.kv_cache[0][0], torch.zeros(1, each.size))
         others = [page for page in range(1, PAGES) if page not in (3, 7)]
@@ -129,9 +129,8 @@ def test_a_step_without_requests_reads_zeros_and_leaves_nothing(carry, settings)
     for every in (None, {"model.layers.0.self_attn.attn": object()}):
         with set_forward_context(every, settings, num_tokens=ROWS, slot_mapping={}):
             assert not carry.is_decoding
-            carried, starts = carry.read(torch.ones(ROWS, 56))
+            assert not carry.read(torch.ones(ROWS, 56)).any()
             carry.write(torch.ones(2, ROWS, 56))
-        assert not carried.any() and not starts.any()
     assert all(torch.equal(each.kv_cache[0], old) for each, old in zip(carry.slices, before, strict=True))
 
 

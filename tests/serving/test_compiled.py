@@ -1,4 +1,4 @@
-"""With vLLM's compiler, which is off elsewhere in these tests: each of the two ways through the loops is one graph."""
+"""With vLLM's compiler, which is off elsewhere in these tests: each loop is one graph, and so are all in one pass."""
 
 import copy
 
@@ -10,38 +10,42 @@ from torch._dynamo.backends.common import aot_autograd
 from vllm.compilation.backends import SplitItem, split_graph
 from vllm.config import CompilationConfig, CompilationMode
 
+from serving_plt.vllm.loops import AllLoops, OneLoop
+
 LAYERS = 3
 
 
 def check_compiled(folder, **fields) -> tuple[list[bool], list[bool]]:
-    """Answers are those of `generate`; whether each way is compiled when the engine has started, and at the end."""
+    """Answers are those of `generate`; whether each graph is compiled when the engine has started, and at the end."""
     model, prompts = save_tiny(folder, **fields), random_prompts()
     with engine(folder, enforce_eager=False) as llm:
         assert llm.llm_engine.vllm_config.compilation_config.mode == CompilationMode.DYNAMO_TRACE_ONCE
-        (ways,) = llm.apply_model(lambda model: (model.model.in_turn, model.model.together))
-        ways = [way for way in ways if way is not None]
-        started = [way.compiled for way in ways]
+        (parts,) = llm.apply_model(lambda model: [*model.modules()])
+        parts = [part for part in parts if isinstance(part, OneLoop | AllLoops)]
+        started = [part.compiled for part in parts]
         assert served(llm, prompts) == generated(model, prompts)
         assert served(llm, prompts[3:4]) == generated(model, prompts[3:4])  # one row, where it was traced with many
-        return started, [way.compiled for way in ways]
+        return started, [part.compiled for part in parts]
 
 
-def test_both_ways_are_compiled_before_the_first_request(tmp_path):
+def test_all_is_compiled_before_the_first_request(tmp_path):
     """By inductor; with one layer, because it takes seconds for each call of one."""
     started, _ = check_compiled(tmp_path, num_loops=2, num_hidden_layers=1)
-    assert started == [True, True]
+    assert started == [True] * 3
 
 
 @pytest.mark.parametrize(
-    "fields, ways",
+    ("fields", "writes"),
     [
-        ({"num_loops": 3, "gate_input": "query", "loop_norm": False, "learned_scales": True}, 2),
-        ({"num_loops": 2, "loop_shift": False, "loop_attention": "own"}, 1),
-        (EXPERTS | {"num_loops": 2, "hidden_size": 64, "mlp_only_layers": [0, 1]}, 2),
+        ({"num_loops": 3, "gate_input": "query", "loop_norm": False, "learned_scales": True}, [3, 3, 3, 9]),
+        ({"num_loops": 2, "loop_shift": False, "loop_attention": "own"}, [3, 3]),
+        ({"num_hidden_layers": 5, "num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 2}, [1, 3, 3, 1, 6]),
+        (EXPERTS | {"num_loops": 2, "hidden_size": 64, "mlp_only_layers": [0, 1]}, [3, 3, 6]),
     ],
-    ids=["plt", "vanilla loop", "experts"],
+    ids=["plt", "vanilla loop", "prelude and coda", "experts"],
 )
-def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatch):
+def test_other_models_are_traced_as_whole_graphs(fields, writes, tmp_path, monkeypatch):
+    """Of loops in turn and between prelude and coda, then of all loops at once, each with its writes to the cache."""
     monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # vLLM then runs what it has traced as it is, from the first request on
     graphs, cuts = [], []
     default = CompilationConfig(mode=CompilationMode.VLLM_COMPILE)
@@ -60,19 +64,24 @@ def test_other_models_are_traced_as_one_graph(fields, ways, tmp_path, monkeypatc
 
     monkeypatch.setattr(CompilationConfig, "init_backend", lambda *_, **__: cut)
     _, ended = check_compiled(tmp_path, **fields)
-    assert ended == [True] * ways
-    assert len(graphs) == len(cuts) == ways
+    assert ended == [True] * len(writes)
+    assert [len(writes_in(graph)) for graph in graphs] == writes
+    assert len(cuts) == len(writes)
     for graph in graphs:
-        check_that_writes_come_first(graph, fields["num_loops"])
+        if len(writes_in(graph)) > LAYERS:
+            check_that_writes_come_first(graph)
     for pieces in cuts:
         check_pieces(pieces)
 
 
-def check_that_writes_come_first(graph: torch.fx.Graph, num_loops: int) -> None:
-    """Where a compiler may order anew: all of loop 0 before each read that has no write of its own."""
-    writes = {node for node in graph.nodes if "unified_kv_cache_update" in str(node.target)}
+def writes_in(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    return {node for node in graph.nodes if "unified_kv_cache_update" in str(node.target)}
+
+
+def check_that_writes_come_first(graph: torch.fx.Graph) -> None:
+    """Of all loops at once, where a compiler may order anew: loop 0's before a read that has no write of its own."""
+    writes = writes_in(graph)
     reads = [node for node in graph.nodes if "unified_attention_with_output" in str((node.target, node.args))]
-    assert len(writes) == LAYERS * num_loops
     for read in reads:
         handed = read.kwargs["kv_cache_dummy_dep"]
         assert handed in writes or len(writes & ancestors_of(read)) >= LAYERS, read.format_node()

@@ -9,8 +9,8 @@ from vllm.forward_context import set_forward_context
 
 from serving_plt.vllm.attention import PLTAttention
 from serving_plt.vllm.carry import Carry
+from serving_plt.vllm.decoder import PLTModel
 from serving_plt.vllm.layer import PLTDecoderLayer
-from serving_plt.vllm.model import PLTModel
 
 LAYERS = 3
 
@@ -154,7 +154,7 @@ def test_a_mistake_shows(mistake, llm, model, monkeypatch):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_window_off_by_one_shows(more, llm, model, monkeypatch):
     for layer in layers_of(llm):
-        for attention in layer.self_attn.own_attn:
+        for attention in layer.self_attn.own_attn.values():
             monkeypatch.setattr(attention.impl, "sliding_window", attention.impl.sliding_window + more)
     check_that_answers_differ(llm, model)
 

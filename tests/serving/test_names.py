@@ -156,11 +156,11 @@ CHANGES = {  # a file, a text of it and what is put there; and what the complain
     ),
     "an argument is gone": (
         (f"{LAYERS}/attention/attention.py", "kv_sharing_target_layer_name: str", "shares: str"),
-        "argument kv_sharing_target_layer_name of Attention",
+        "argument kv_sharing_target_layer_name of kind",
     ),
     "a layer's call takes more": (
         (f"{LAYERS}/attention/attention.py", "value: torch.Tensor,\n        # For", "value, scale,\n        # For"),
-        "self.shared_attn for this call",
+        "self.attn for this call",
     ),
     "a method takes more": (
         (f"{LAYERS}/vocab_parallel_embedding.py", "embed_tokens: Vocab", "scale: float, embed_tokens: Vocab"),

@@ -87,7 +87,8 @@ def test_all_loops_have_the_scales_of_keys_and_values_that_the_checkpoint_has(tm
     )
     with loaded(tmp_path, quantization="plt_recording", kv_cache_dtype="fp8") as model:
         found = {name: each for name, each in model.named_modules() if isinstance(each, Attention)}
-    assert len(found) == 3 * len(("attn", "shared_attn", "together_attn", "own_attn_1", "own_attn_2"))
+    kinds = ("attn", "together_attn", "shared_attn_1", "shared_attn_2", "own_attn_1", "own_attn_2")
+    assert len(found) == 3 * len(kinds)
     for name, each in found.items():
         key, value, query = scales[".".join(name.split(".")[:4])]
         assert (each._k_scale_float, each._v_scale_float, each._q_scale_float) == (key, value, query), name

@@ -17,9 +17,13 @@ from serving_plt.vllm.model import PLTForCausalLM
 
 MODELS = {
     "plt": {"num_loops": 3},
+    "shared KV": {"loop_attention": "shared"},
+    "coda": {"num_coda_layers": 1},
     "vanilla loop": {"num_loops": 2, "loop_shift": False, "loop_attention": "own"},
     "plain": {"num_loops": 1},
 }
+
+CARRIED = ("plt", "shared KV", "coda")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def test_other_graphs_are_refused(model, graphs, folders, with_v2):
 def test_vllms_v1_runner_has_no_graphs_of_a_carry(model, folders, with_graphs):
     """It replays a graph of decoding where each request has one token, a prompt of one token included."""
     assert GPUModelRunner._is_uniform_decode(1, 1, num_tokens=2, num_reqs=2)
-    if model == "plt":
+    if model in CARRIED:
         assert settings_of(folders[model]).compilation_config.cudagraph_mode == CUDAGraphMode.NONE
         with pytest.raises(ValueError, match="`cudagraph_mode` must be NONE, got FULL_DECODE_ONLY"):
             settings_of(folders[model], "FULL_DECODE_ONLY")
@@ -134,7 +138,6 @@ def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fus
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_sharing_fast_prefill": True}, "`kv_sharing_fast_prefill` must be False, got True"),
         (
             {"compilation_config": {"pass_config": {"fuse_allreduce_rms": True}}},
             "`fuse_allreduce_rms` must be False, got True",
@@ -148,11 +151,28 @@ def test_all_reduce_is_not_fused_with_a_norm_of_more_rows_than_tokens(model, fus
             for kind in ("int4", "int8", "fp8")
         ),
     ],
-    ids=["fast prefill", "fused all-reduce", "context parallel", "int4 cache", "int8 cache", "fp8 cache"],
+    ids=["fused all-reduce", "context parallel", "int4 cache", "int8 cache", "fp8 cache"],
 )
 def test_what_would_answer_wrong_is_refused(options, message, folders):
     with pytest.raises(ValueError, match=message):
         settings_of(folders["plt"], **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        ("shared KV", {}, "later loops need a window"),
+        ("vanilla loop", {}, "later loops need a window, and the state of the token before"),
+        ("plain", {}, "later loops need a window"),
+        ("coda", {}, "a coda reads all tokens of a prompt"),
+        ("plt", {"enable_lora": True}, "an adapter is found by a row's place"),
+        ("plt", {"runner": "pooling"}, "a pooler may read all tokens"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_where_a_prompt_is_not_pruned(model, options, reason, folders):
+    with pytest.raises(ValueError, match=f"{reason}.*: `kv_sharing_fast_prefill` must be False, got True"):
+        settings_of(folders[model], kv_sharing_fast_prefill=True, **options)
 
 
 def test_what_keys_of_another_layer_forbid_is_not_refused_without_them(folders):

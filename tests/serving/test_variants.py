@@ -4,6 +4,15 @@ import pytest
 from engines import engine, generated, logprobs_of, random_prompts, save_tiny, served_with_logprobs
 from tiny import EXPERTS
 
+ADAPTER = {"num_coda_layers": 1, "loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
+HUGINN = ADAPTER | {
+    "num_hidden_layers": 4,
+    "num_prelude_layers": 1,
+    "coda_norm": True,
+    "norm_placement": "residual",
+    "embedding_multiplier": 2.0,
+    "num_loops": 3,
+}
 VARIANTS = {
     "plt-2": {},
     "plt-3, query gate": {"num_loops": 3, "gate_input": "query"},
@@ -24,6 +33,11 @@ VARIANTS = {
     "shift": {"loop_attention": "own", "num_loops": 3},
     "vanilla loop": {"loop_attention": "own", "loop_shift": False, "num_loops": 3},
     "plain": {"num_loops": 1},
+    "prelude and coda": {"num_hidden_layers": 5, "num_prelude_layers": 2, "num_coda_layers": 1, "num_loops": 3},
+    "prelude alone, norm of the output": {"num_prelude_layers": 1, "norm_placement": "output", "loop_norm": False},
+    "Huginn": HUGINN | {"initial_state": "zeros", "loop_attention": "own", "loop_shift": False},
+    "Huginn as a PLT": HUGINN | {"initial_state": "prelude", "loop_norm": False},
+    "adapter in later loops alone": ADAPTER,
 }
 MIXTURES = {
     "experts, shared expert with a gate": {},

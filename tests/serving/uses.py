@@ -119,6 +119,8 @@ class Uses:
             case ast.Call(func=function):
                 own = scope.get(f"{ast.unparse(function)}()")
                 return own or self.sources.returned(self.infer(function, scope))
+            case ast.IfExp(body=body, orelse=otherwise):
+                return self.infer(body, scope) or self.infer(otherwise, scope)
         return None
 
     def assigned(self, nodes: list[ast.AST], scope: dict) -> dict:

@@ -1,0 +1,124 @@
+"""Pruned prefill: later loops leave out what nothing depends on, and nothing shows it but the number of rows.
+
+With 3 layers, a window of 4 and 3 loops, 10 tokens of each request go through the last loop, and 20 through the one
+before; steps are of 64 tokens.
+"""
+
+import pytest
+import torch
+from engines import BLOCK, LOOPS, engine, generated, greedy, random_prompts, served
+from vllm.forward_context import get_forward_context
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+from serving_plt.vllm.carry import Carry
+from serving_plt.vllm.decoder import PLTModel
+from serving_plt.vllm.layer import PLTDecoderLayer
+from serving_plt.vllm.model import PLTForCausalLM
+
+PRUNED = {"kv_sharing_fast_prefill": True}
+LAYERS, WINDOW = 3, 4
+ALONE = random_prompts((64, 50, 33, 21, 12, 7), seed=4)
+DENSE = {"prefix_cache_retention_interval": None}  # a prefix is found again at every end of a step
+
+
+@pytest.fixture(scope="module")
+def unpruned_steps(folder, model):
+    """What steps leave in an engine that does not prune, which is gone: a process has one at a time."""
+    with engine(folder) as llm:
+        return recorded(llm)
+
+
+@pytest.fixture(scope="module")
+def shared_llm(folder, unpruned_steps):
+    with engine(folder, **PRUNED | DENSE) as llm:
+        yield llm
+
+
+@pytest.fixture
+def llm(shared_llm):
+    assert shared_llm.reset_prefix_cache()
+    return shared_llm
+
+
+@pytest.fixture
+def rows(monkeypatch) -> list[tuple[int, int]]:
+    """Of every call of a layer: loop and rows."""
+    calls, forward = [], PLTDecoderLayer.forward
+
+    def counted(self, hidden_states, positions, loops):
+        calls.append((loops.start, len(hidden_states)))
+        return forward(self, hidden_states, positions, loops)
+
+    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
+    return calls
+
+
+def test_later_loops_run_the_rows_that_something_depends_on(llm, rows):
+    """Of two requests, of which the second has fewer tokens in the step than some layers need."""
+    served(llm, random_prompts((30, 15)), greedy(1))
+    layers = [(0, [45] * 3), (1, [35, 32, 28]), (2, [20, 14, 8])]
+    assert rows == [(loop, number) for loop, numbers in layers for number in numbers]
+
+
+def test_greedy_tokens_are_those_of_generate(llm, model):
+    """In one batch, in chunks, beside requests that decode; anew and from cached prefixes."""
+    prompts = random_prompts()
+    expected = generated(model, prompts)
+    for _ in range(2):
+        assert served(llm, prompts) == expected
+    assert served(llm, prompts[::-1]) == expected[::-1]
+
+
+def test_what_a_step_leaves_is_that_of_an_unpruned_one(llm, unpruned_steps, rows):
+    """Logits, the carry, and the keys and values of every window that later tokens can see."""
+    steps = recorded(llm)
+    assert {number for loop, number in rows if loop == 2} == {10, 7, 4}
+    assert len(steps) == len(unpruned_steps) > 2 * len(ALONE)
+    for step, other in zip(steps, unpruned_steps, strict=True):
+        assert step.keys() == other.keys() and len(step) == 2 + (LOOPS - 1) * LAYERS
+        for name in step:
+            assert other[name].abs().max() > 0
+            torch.testing.assert_close(step[name], other[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def recorded(llm) -> list[dict[str, torch.Tensor]]:
+    """Of each step of each of `ALONE`, and of its first two tokens."""
+    (model,) = llm.apply_model(lambda model: model)
+    attentions = [each for layer in model.model.layers for each in layer.self_attn.own_attn.values()]
+    slots: dict[tuple[str, int], torch.Tensor] = {}  # keys and values as they were written: kernels pack them
+    steps: list[dict[str, torch.Tensor]] = []
+    update, keep = CPUAttentionBackendImpl.do_kv_cache_update, Carry.keep
+    forward, head = PLTModel.forward, PLTForCausalLM.compute_logits
+
+    def writing(self, layer, key, value, kv_cache, slot_mapping):
+        rows = torch.stack((key, value), dim=1).clone()
+        slots.update({(layer.layer_name, slot): row for slot, row in zip(slot_mapping.tolist(), rows, strict=True)})
+        update(self, layer, key, value, kv_cache, slot_mapping)
+
+    def keeping(self, states):
+        steps.append({"carry": states.clone()})
+        keep(self, states)
+
+    def running(self, *arguments):
+        states = forward(self, *arguments)
+        for each in attentions:
+            metadata = get_forward_context().attn_metadata[each.layer_name]
+            length = int(metadata.seq_lens[0])
+            seen = range(max(0, length - WINDOW + 1), length)  # by the next token
+            places = [int(metadata.block_table[0, place // BLOCK]) * BLOCK + place % BLOCK for place in seen]
+            steps[-1][each.layer_name] = torch.stack([slots[each.layer_name, place] for place in places])
+        return states
+
+    def reading(self, hidden_states):
+        logits = head(self, hidden_states)
+        steps[-1]["logits"] = logits.clone()
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CPUAttentionBackendImpl, "do_kv_cache_update", writing)
+        patch.setattr(Carry, "keep", keeping)
+        patch.setattr(PLTModel, "forward", running)
+        patch.setattr(PLTForCausalLM, "compute_logits", reading)
+        for prompt in ALONE:
+            served(llm, [prompt], greedy(2))
+    return steps
