@@ -96,6 +96,11 @@ OF_EXPERTS = (
 SEEN = {"own": "all", "gated_window": "window", "shared": "nothing"}  # what `loop_attention` lets later loops see
 
 
+def other_loops(trained: int, num_loops: int) -> dict[str, int | None]:
+    """The fields of a config for another number of loops than its weights are for."""
+    return {"num_loops": num_loops, "trained_loops": None if num_loops == trained else trained}
+
+
 @strict
 class PLTConfig(PreTrainedConfig):
     """A Llama-family decoder whose layers run `num_loops` times with the same weights (arXiv 2510.24824).
@@ -209,8 +214,8 @@ class PLTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; an override of `num_loops` leaves the number of the folder in `trained_loops`."""
         if "num_loops" in kwargs:
-            trained = config_dict.get("trained_loops") or config_dict.get("num_loops", cls.num_loops)
-            kwargs.setdefault("trained_loops", None if kwargs["num_loops"] == trained else trained)
+            saved = config_dict.get("trained_loops") or config_dict.get("num_loops", cls.num_loops)
+            kwargs = other_loops(saved, kwargs["num_loops"]) | kwargs
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -120,21 +120,6 @@ def check_experts(vllm_config: "VllmConfig") -> None:
         )
 
 
-def check_loops(config: PLTConfig, hf_overrides: Any) -> None:
-    """ValueError for another number of loops than the weights are for."""
-    trained = config.trained_loops or config.num_loops
-    if isinstance(hf_overrides, dict) and "num_loops" in hf_overrides:
-        raise ValueError(
-            f"The plugin runs the loops that a folder is saved with: `num_loops` must not be in `hf_overrides`, got "
-            f"{hf_overrides['num_loops']}."
-        )
-    if trained != config.num_loops:
-        raise ValueError(
-            f"The plugin runs as many loops as the weights are for: `num_loops` must be {trained}, as `trained_loops` "
-            f"says, got {config.num_loops}."
-        )
-
-
 def check_pruning(config: Any, vllm_config: "VllmConfig") -> None:
     """Raise ValueError where a prompt cannot be pruned; vLLM itself refuses log probabilities of its tokens."""
     reasons = {
@@ -172,7 +157,6 @@ class Checks(VerifyAndUpdateConfig):
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         check_layers(config)
-        check_loops(config, vllm_config.model_config.hf_overrides)
         if config.num_experts > 0:
             check_experts(vllm_config)
         compilation = vllm_config.compilation_config

@@ -4,6 +4,8 @@
 from typing import Any
 
 from configuration_plt import PLTConfig
+from configuration_plt.configuration_plt import other_loops
+from configuration_plt.published_plt import OWN as PUBLISHED
 from configuration_plt.published_plt import PublishedPLTConfig
 
 from .checks import check_version
@@ -26,6 +28,23 @@ class ServedConfig(PLTConfig):
     def to_dict(self) -> dict[str, Any]:
         """With `one_pass`: vLLM finds the graphs that it has compiled by what the config holds."""
         return super().to_dict() | {"one_pass": self.one_pass}
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Set fields, as `from_dict` does by its keywords: vLLM hands its `hf_overrides` to this.
+
+        Raises:
+            ValueError: a name is the publisher's, or nearly that of a field, or values do not fit together.
+        """
+        others = config_dict.keys() - self.__dataclass_fields__.keys()
+        if theirs := sorted(others & {*PUBLISHED}):
+            raise ValueError(
+                f"`hf_overrides` must have names of PLTConfig's fields, as `num_loops`, got `{theirs[0]}`."
+            )
+        self.refuse_misspelled(dict.fromkeys(others))
+        if "num_loops" in config_dict:
+            config_dict = other_loops(self.trained_loops or self.num_loops, config_dict["num_loops"]) | config_dict
+        super().update(config_dict)
+        self.validate()
 
     @property
     def has_carry(self) -> bool:

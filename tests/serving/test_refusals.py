@@ -169,9 +169,3 @@ def test_vllm_is_told_that_layers_with_experts_run_more_than_once(tmp_path):
     settings.compilation_config.fast_moe_cold_start = None
     Checks.verify_and_update_config(settings)
     assert settings.compilation_config.fast_moe_cold_start is False
-
-
-def test_another_number_of_loops(folder):
-    message = "`num_loops` must not be in `hf_overrides`, got 1"
-    with pytest.raises(Exception, match=message), engine(folder, hf_overrides={"num_loops": 1}):
-        pass
