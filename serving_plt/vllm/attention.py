@@ -38,16 +38,16 @@ class Gate(nn.Module):
         for parameter in (self.weight, self.bias):
             set_weight_attrs(parameter, {"weight_loader": load_own_heads})
         if not self.reads_query:
-            self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)  # its weight, for the unit input
             # by which vLLM packs the loaded weight, where it has a kernel for products of few rows
             self.quant_method = UnquantizedLinearMethod()
 
-    def forward(self, layer_input: Tensor, query: Tensor) -> Tensor:
-        """Un-normed layer input `[R * T, D]`, rotated query `[R * T, H, Dh]` -> gate `[R * T, H, 1]`."""
+    def forward(self, unit: Tensor, query: Tensor) -> Tensor:
+        """Unit input of the layer `[R * T, D]`, rotated query `[R * T, H, Dh]` -> gate `[R * T, H, 1]`."""
         if self.reads_query:
             logits = (query * self.weight).sum(dim=-1) + self.bias
         else:
-            logits = self.quant_method.apply(self, self.gate_norm(layer_input), self.bias)
+            logits = self.quant_method.apply(self, unit * self.gate_norm.weight, self.bias)
         return logits.sigmoid().unsqueeze(-1)
 
 
@@ -134,6 +134,10 @@ class PLTAttention(nn.Module):
                 self.own_attn[str(loop)] = attend(f"own_attn_{loop}", window=window, backend=of_own)
         self.share_scales()
 
+    @property
+    def gate_reads_states(self) -> bool:
+        return self.plt_gate is not None and not self.plt_gate.reads_query
+
     def share_scales(self) -> None:
         """Let every loop quantize keys and values by the scales that a checkpoint has for `attn`, if it has any."""
         others = (each for each in self.modules() if isinstance(each, Attention) and each is not self.attn)
@@ -142,10 +146,11 @@ class PLTAttention(nn.Module):
                 if hasattr(self.attn, name):
                     setattr(other, name, getattr(self.attn, name))
 
-    def forward(self, hidden_states: Tensor, layer_input: Tensor, positions: Tensor, loops: range) -> Tensor:
-        """Attend in one pass: normed and un-normed layer input `[R * T, D]`, positions `[R * T]` -> `[R * T, D]`.
+    def forward(self, hidden_states: Tensor, unit: Tensor, positions: Tensor, loops: range) -> Tensor:
+        """Attend in one pass: normed and unit input of the layer `[R * T, D]`, positions `[R * T]` -> `[R * T, D]`.
 
-        The rows of a loop are together. R is 1, or L where every request has one token.
+        The rows of a loop are together. R is 1, or L where every request has one token. For the unit input see
+        `PLTDecoderLayer.norm_input`.
         """
         query, key, value = self.project(hidden_states, positions)
         output = self.attend_shared(query, key, value, loops)
@@ -157,7 +162,7 @@ class PLTAttention(nn.Module):
                 output = own
             else:
                 if self.plt_gate is not None:
-                    own = self.mix(output[first:], own, query[first:], layer_input[first:])
+                    own = self.mix(output[first:], own, query[first:], unit[first:])
                 output = torch.cat((output[:first], own)) if first else own
         return self.o_proj(output)[0]
 
@@ -205,10 +210,10 @@ class PLTAttention(nn.Module):
         outputs = [self.own_attn[str(loop)](*part) for loop, *part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def mix(self, shared: Tensor, own: Tensor, query: Tensor, layer_input: Tensor) -> Tensor:
+    def mix(self, shared: Tensor, own: Tensor, query: Tensor, unit: Tensor) -> Tensor:
         """`g * shared + (1 - g) * own` (paper), of rows of later loops, `[rows, H * Dh]`."""
         assert self.plt_gate is not None  # `forward` has looked
         heads = (-1, self.num_heads, self.head_dim)
-        gate = self.plt_gate(layer_input, query.view(heads))
+        gate = self.plt_gate(unit, query.view(heads))
         mixed = torch.lerp(own.view(heads), shared.view(heads), gate)
         return mixed.flatten(1)
