@@ -15,6 +15,7 @@ T tokens of all requests in a step, n requests, R loops in a pass, L loops, D hi
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from .carry import slice_size
 from .checks import check_graphs
 from .decoder import PLTModel
 from .weights import GATE, PUBLISHED_GATE, checked
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 
 class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQuant):
@@ -78,6 +82,16 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[MambaStateCopyFunc, ...]:
         return MambaStateCopyFuncCalculator.short_conv_state_copy_func()
+
+    def get_model_state_cls(self) -> "type[ModelState]":
+        """What the V2 runner keeps of requests; the V1 runner does not ask."""
+        if self.model.carry is not None:
+            from .model_state import PLTModelState  # takes seconds
+
+            return PLTModelState
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        return DefaultModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.model.embed_tokens(input_ids)

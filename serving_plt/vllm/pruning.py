@@ -14,8 +14,10 @@ A block of a window's keys that a step has not written is not offered to other r
 T tokens of all requests in a step, n requests, k rows of them, L loops, W window, D hidden.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -102,9 +104,22 @@ def select(states: Tensor, rows: Tensor | None, among: Tensor | None) -> Tensor:
     return states[rows if among is None else torch.searchsorted(among, rows)]
 
 
+WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def whole(is_wanted: bool) -> Iterator[None]:
+    """Prune no step whose metadata are built meanwhile, if wanted."""
+    token = WHOLE.set(is_wanted)
+    try:
+        yield
+    finally:
+        WHOLE.reset(token)
+
+
 def shortened(m: CommonAttentionMetadata, reach: int) -> tuple[CommonAttentionMetadata, Kept | None]:
     """A step's metadata, for the last `reach` tokens of each request; and which they are, None if that is all."""
-    if m.max_query_len <= reach:
+    if m.max_query_len <= reach or WHOLE.get():
         return m, None
     kept, ends = kept_of(m.query_start_loc_cpu, reach)
     device = m.query_start_loc.device

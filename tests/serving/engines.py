@@ -33,6 +33,9 @@ OPTIONS = {
     "disable_log_stats": False,
 }
 
+# a prefix is found again at every end of a step, and not at the last block of a prompt alone
+PRUNED = {"kv_sharing_fast_prefill": True, "prefix_cache_retention_interval": None}
+
 
 def save_tiny(folder: Path, seed: int = 0, **fields) -> PLTForCausalLM:
     """A tiny model, saved in a folder; the number of layers does not divide its hidden size."""
@@ -74,6 +77,12 @@ def loaded(folder: Path, **options):
 def random_prompts(lengths=LENGTHS, seed: int = 3) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, 61, (length,), generator=generator).tolist() for length in lengths]
+
+
+def shared_beginnings() -> list[list[int]]:
+    """Prompts of one text's beginnings, whose steps end at other places in the same blocks."""
+    (text,) = random_prompts((130,), seed=11)
+    return [text[:kept] + [3 + kept % 50, 5, 8] for kept in (96, 125, 32, 61, 64, 90, 97, 130, 33, 100, 65)]
 
 
 def as_prompts(prompts: list[list[int]]) -> list[TokensPrompt]:

@@ -12,7 +12,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheT
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
-from serving_plt.vllm.carry import Carry
+from serving_plt.vllm.carry import Carry, num_slices
+from serving_plt.vllm.configs import ServedConfig
 
 PAGES, ROWS = 9, 4  # ROWS of the graph
 
@@ -138,3 +139,18 @@ def test_slices_that_lie_elsewhere_are_refused(carry):
     carry.slices[1].kv_cache = (torch.zeros(PAGES, 1, carry.slices[1].size),)
     with pytest.raises(RuntimeError, match="vLLM must place the slices of a carry at equal distances, got addresses"):
         carry.pages  # noqa: B018, a property
+
+
+@pytest.mark.parametrize(
+    ("layers", "prelude", "coda", "loops", "slices"),
+    [
+        (14, 0, 0, 2, 14),  # LoopCoder-V2: groups of 14 layers with all keys, and with windows
+        (16, 0, 0, 3, 16),
+        (8, 2, 2, 4, 4),  # 8 layers with all keys, 3 * 4 windows
+        (30, 1, 2, 2, 27),  # 30 and 27: vLLM makes groups of 30, of which 3 places are empty
+        (30, 4, 4, 2, 11),  # 30 and 22: in groups of 11, 3 places are empty; of 30 there would be 8
+    ],
+)
+def test_slices_make_groups_with_few_empty_places(layers, prelude, coda, loops, slices):
+    config = ServedConfig(num_hidden_layers=layers, num_prelude_layers=prelude, num_coda_layers=coda, num_loops=loops)
+    assert num_slices(config) == slices

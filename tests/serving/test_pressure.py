@@ -6,15 +6,15 @@ import time
 
 import pytest
 import torch
-from engines import as_prompts, engine, generated, greedy, random_prompts, served
+from engines import PRUNED, as_prompts, engine, generated, greedy, random_prompts, served
 
-REQUESTS, MINUTES = 1000, 5
+REQUESTS, MINUTES = 500, 5  # in each of two engines
 NUM_KV_BYTES = 2 << 20  # for a few of the requests at a time
 
 
-@pytest.fixture(scope="module")
-def llm(folder, model):
-    with engine(folder, kv_cache_memory_bytes=NUM_KV_BYTES) as llm:
+@pytest.fixture(scope="module", params=[{}, PRUNED], ids=["whole prompts", "pruned prompts"])
+def llm(request, folder, model):
+    with engine(folder, kv_cache_memory_bytes=NUM_KV_BYTES, **request.param) as llm:
         yield llm
 
 

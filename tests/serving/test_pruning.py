@@ -4,10 +4,26 @@ With 3 layers, a window of 4 and 3 loops, 10 tokens of each request go through t
 before; steps are of 64 tokens.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from engines import BLOCK, LOOPS, engine, generated, greedy, random_prompts, served
-from vllm.forward_context import get_forward_context
+from engines import (
+    BLOCK,
+    LOOPS,
+    PRUNED,
+    as_prompts,
+    engine,
+    generated,
+    greedy,
+    logprobs_of,
+    random_prompts,
+    served,
+    shared_beginnings,
+)
+from vllm import SamplingParams
+from vllm.forward_context import get_forward_context, set_forward_context
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
 from serving_plt.vllm.carry import Carry
@@ -15,10 +31,8 @@ from serving_plt.vllm.decoder import PLTModel
 from serving_plt.vllm.layer import PLTDecoderLayer
 from serving_plt.vllm.model import PLTForCausalLM
 
-PRUNED = {"kv_sharing_fast_prefill": True}
 LAYERS, WINDOW = 3, 4
 ALONE = random_prompts((64, 50, 33, 21, 12, 7), seed=4)
-DENSE = {"prefix_cache_retention_interval": None}  # a prefix is found again at every end of a step
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +44,7 @@ def unpruned_steps(folder, model):
 
 @pytest.fixture(scope="module")
 def shared_llm(folder, unpruned_steps):
-    with engine(folder, **PRUNED | DENSE) as llm:
+    with engine(folder, **PRUNED) as llm:
         yield llm
 
 
@@ -67,6 +81,48 @@ def test_greedy_tokens_are_those_of_generate(llm, model):
     for _ in range(2):
         assert served(llm, prompts) == expected
     assert served(llm, prompts[::-1]) == expected[::-1]
+
+
+def test_a_window_that_was_not_computed_is_not_found_again(llm, model):
+    """By prompts with the same beginning, whose own step ended inside of another's."""
+    found = 0
+    for prompt in shared_beginnings():
+        (output,) = llm.generate(as_prompts([prompt]), greedy(), use_tqdm=False)
+        assert list(output.outputs[0].token_ids) == generated(model, [prompt])[0], len(prompt)
+        found += output.num_cached_tokens
+    assert found > 0
+
+
+def test_several_answers_to_a_prompt(llm, model):
+    (prompt,) = random_prompts((70,), seed=12)
+    params = SamplingParams(temperature=1, n=3, max_tokens=6, ignore_eos=True, detokenize=False, logprobs=1)
+    (output,) = llm.generate(as_prompts([prompt]), params, use_tqdm=False)
+    answers = [list(each.token_ids) for each in output.outputs]
+    for each, answer, expected in zip(output.outputs, answers, logprobs_of(model, [prompt] * 3, answers), strict=True):
+        given = [entry[token].logprob for token, entry in zip(answer, each.logprobs, strict=True)]
+        assert given == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("tunes", [False, True], ids=["measures", "tunes"])
+def test_a_step_without_requests_runs_all_rows(tunes, llm, rows):
+    """One that measures memory has no metadata, and one that tunes kernels those of attention, pruned or not."""
+    settings, tokens = llm.llm_engine.vllm_config, 64
+    layers = settings.compilation_config.static_forward_context
+    kept = SimpleNamespace(kept=None)
+    metadata = {name: kept if "own_attn" in name else None for name in layers if "carry" not in name}
+
+    def run(model):
+        arguments = {"num_tokens": tokens, "slot_mapping": {}}
+        with torch.inference_mode(), set_forward_context(metadata if tunes else None, settings, **arguments):
+            return model(torch.ones(tokens, dtype=torch.long), torch.arange(tokens))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attention, "forward", lambda self, query, key, value: query)
+        (states,) = llm.apply_model(run)
+    assert states.shape == (tokens, 56)
+    assert [call for call in rows if call[1] == tokens] == [
+        (loop, tokens) for loop in range(LOOPS) for _ in range(LAYERS)
+    ]
 
 
 def test_what_a_step_leaves_is_that_of_an_unpruned_one(llm, unpruned_steps, rows):

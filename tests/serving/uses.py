@@ -250,7 +250,8 @@ class Uses:
             wanted, given = (
                 [each.arg for each in part.args.args + part.args.kwonlyargs] for part in (theirs.node, ours)
             )
-            for each in set(wanted) - {*given, "self", "cls"}:
+            takes_all = ours.args.vararg is not None and ours.args.kwarg is not None
+            for each in () if takes_all else set(wanted) - {*given, "self", "cls"}:
                 self.note(ours, None, f"{node.name}.{name} without the argument {each}")
 
     def demanded(self, base: Definition) -> set[str]:
