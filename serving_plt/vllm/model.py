@@ -29,7 +29,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from .carry import slice_size
 from .checks import check_graphs
 from .decoder import PLTModel
-from .weights import GATE, PUBLISHED_GATE, checked
+from .weights import GATE, PUBLISHED_GATE, checked, stored_names
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_states.interface import ModelState
@@ -120,5 +120,8 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
             ValueError: a tensor is missing, unknown, or of another shape than the config says, which of a quantized
                 projection vLLM knows.
         """
-        weights = checked(weights, self.config, quantized=self.quant_config is not None)
+        stored = None
+        if self.quant_config is not None:
+            stored = stored_names(self, self.packed_modules_mapping, self.config.num_experts)
+        weights = checked(weights, self.config, stored)
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

@@ -1,0 +1,87 @@
+"""Quantized checkpoints as their publishers write them: the tensors of each projection, and what config.json says.
+
+Of compressed-tensors (llmcompressor) W8A8, an integer for each weight and a scale for each output; activations are
+quantized anew for each token. Of GPTQ (GPTQModel), four bits for each weight, packed in int32, and a scale for each
+group of inputs.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+GROUP = 32
+INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
+W8A8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head", "re:.*mlp.gate$", "re:.*shared_expert_gate$"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": INT8 | {"strategy": "channel", "dynamic": False},
+            "input_activations": INT8 | {"strategy": "token", "dynamic": True},
+        }
+    },
+}
+GPTQ = {
+    "quant_method": "gptq",
+    "checkpoint_format": "gptq",
+    "bits": 4,
+    "group_size": GROUP,
+    "desc_act": False,
+    "sym": True,
+    "lm_head": False,
+}
+
+
+def w8a8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The stored tensors of a projection `[out, in]`, and the weights that they stand for."""
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    whole = (weight / scale).round().clamp(-128, 127)
+    return {"weight": whole.to(torch.int8), "weight_scale": scale}, whole * scale
+
+
+def gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """As `w8a8`. Files hold inputs by outputs, and a zero of 8 as 7."""
+    outputs, inputs = weight.shape
+    groups = weight.T.reshape(inputs // GROUP, GROUP, outputs)
+    scale = (groups.abs().amax(dim=1) / 7).half()
+    whole = (groups / scale[:, None]).round().clamp(-8, 7)
+    stored = {
+        "qweight": pack((whole + 8).flatten(0, 1).int().T).T.contiguous(),
+        "qzeros": pack(torch.full(scale.shape, 7, dtype=torch.int32)),
+        "scales": scale,
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP,
+    }
+    return stored, (whole * scale[:, None]).flatten(0, 1).T.contiguous()
+
+
+def pack(values: Tensor) -> Tensor:
+    """Eight numbers of 4 bits in an int32, the first one lowest: `[a, 8 * b]` -> `[a, b]`."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int64)
+    packed = (values.long().unflatten(-1, (-1, 8)) << shifts).sum(dim=-1)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+FORMATS = {"compressed-tensors W8A8": (w8a8, W8A8), "GPTQ": (gptq, GPTQ)}
+
+
+def quantize(folder: Path, name: str) -> dict[str, Tensor]:
+    """Write a saved model's projections in a format; returns the weights that its tensors stand for."""
+    store, config = FORMATS[name]
+    tensors, meant = {}, {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        module, _, kind = key.rpartition(".")
+        if module.endswith("_proj") and kind == "weight":
+            stored, meant[key] = store(tensor)
+            tensors |= {f"{module}.{part}": each for part, each in stored.items()}
+        else:
+            tensors[key] = meant[key] = tensor
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"quantization_config": config}))
+    return meant
