@@ -13,7 +13,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from .process_group import process_group
 
-PATIENCE = 300  # seconds until the server must answer
+PATIENCE = 600  # seconds until the server must answer
 NAME = "plt"  # of the model, for its clients
 DIRECTLY = build_opener(ProxyHandler({}))
 

@@ -18,18 +18,20 @@ from checkout import ROOT
 from sources import Sources
 from uses import OBJECTS, Uses, lacking_flags
 
+from laboratory.load.clients import FIGURES
 from serving_plt.vllm.checks import NEWEST
 
 OURS = {"sources.py", "uses.py", "test_names.py"}
 FILES = [
     file
-    for folder in ("serving_plt/vllm", "laboratory/serving", "tests/serving")
+    for folder in ("serving_plt/vllm", "laboratory/serving", "laboratory/load", "tests/serving")
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
 assert all(any(folder in file.as_posix() for file in FILES) for folder in ("serving_plt", "laboratory"))
 FILES = sorted(path for path in FILES if path.name not in OURS)
 STARTING = (
     "docs/serving.md",
+    "laboratory/load/served.py",
     "serving_plt/vllm/demo.py",
     "serving_plt/vllm/server.py",
     "tests/serving/test_demo.py",
@@ -125,6 +127,18 @@ def test_commands_have_the_options_that_are_named(release, request):
     assert lacking_flags("vllm serve --max-num-batch-tokens 1 --enforce-eager", own, sources) == {
         "--max-num-batch-tokens"
     }
+
+
+@pytest.mark.parametrize("release", ["installed", "newest"])
+def test_the_benchmark_of_vllm_has_what_the_load_asks_of_it(release, request):
+    sources = request.getfixturevalue(release)
+    bench, datasets = (sources.read(f"vllm/benchmarks/{name}.py") for name in ("serve", "datasets/datasets"))
+    flags = re.findall(r'"(--[\w-]+)"', (ROOT / "laboratory/load/clients.py").read_text(encoding="utf-8"))
+    assert len(flags) > 15
+    assert [flag for flag in flags if f'"{flag}"' not in bench + datasets] == []
+    whole = [key for key in FIGURES.values() if not key.startswith("p")]
+    assert [key for key in whole if f'"{key}":' not in bench] == []
+    assert 'result[f"p{p_word}_{metric_attribute_name}_ms"]' in bench
 
 
 @pytest.mark.parametrize("release", ["installed", "newest"])

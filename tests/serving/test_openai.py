@@ -15,7 +15,7 @@ OPTIONS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", s
 # a parser whose calls need no tokens of their own; compact JSON, because a random model likes spaces
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "pythonic")
 COMPACT = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
-COUNTING = ("--worker-extension-cls", "tests.serving.counting.Counting")
+TAMPERING = ("--worker-extension-cls", "tests.serving.tampering.Tampering")
 PROMPT, NEW = "def reach(", 12
 CHAT = [{"role": "user", "content": PROMPT}]
 GREEDY = {"model": NAME, "temperature": 0}
@@ -48,7 +48,7 @@ def server(folder, model, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")  # in which clients may call a worker's methods
-        with serving(folder, log, *OPTIONS, *TOOLS, *COMPACT, *COUNTING) as server:
+        with serving(folder, log, *OPTIONS, *TOOLS, *COMPACT, *TAMPERING) as server:
             yield server
 
 
