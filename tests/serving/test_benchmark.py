@@ -11,6 +11,7 @@ from laboratory.serving.__main__ import main
 from laboratory.serving.beside import PACKAGES, ROOT, Lane, check_code, read_version
 from laboratory.serving.report import write_report
 from serving_plt.vllm import timed_engine
+from serving_plt.vllm.sizing import config_of, request_bytes
 
 TINY = ["--size", "tiny", "--dtype", "float32", "--steps", "2", "--rounds", "2"]
 
@@ -52,6 +53,9 @@ def test_a_tiny_run_measures_what_it_says(tmp_path):
     assert all(line["ms"] > 0 for name in ("decode", "prefill", "projections") for line in found[name])
     # keys and values of a head of 32 in 2 layers, in float32
     assert found["memory"][0]["KV bytes per token"] == 2 * 32 * 2 * 4
+    asked = {"context": 8192, "item_size": 4, "block_size": 128, "in_flight": 64, "prefix_caching": False}
+    size = request_bytes(config_of("tiny"), **asked)
+    assert found["memory"][1]["KV bytes per token"] == pytest.approx(size / 8192, rel=0.001)
     assert found["setting"]["dtype"] == "float32"
     layers = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64)
     assert found["setting"]["parameters"] == layers + 2 * 256 * 64 + 64

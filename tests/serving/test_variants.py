@@ -1,8 +1,11 @@
 """Every kind of model that the package has is served with the tokens of `generate`, anew and from cached prefixes."""
 
 import pytest
-from engines import engine, generated, logprobs_of, random_prompts, save_tiny, served_with_logprobs
+from engines import BLOCK, OPTIONS, engine, generated, logprobs_of, random_prompts, save_tiny, served_with_logprobs
 from tiny import EXPERTS
+
+from serving_plt.vllm.sizing import request_bytes
+from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 ADAPTER = {"num_coda_layers": 1, "loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 HUGINN = ADAPTER | {
@@ -76,6 +79,9 @@ def test_greedy_tokens_are_those_of_generate(name, options, tmp_path):
     assert len({tuple(row) for row in tokens}) >= len(prompts) - 1  # they can tell a wrong answer
     with engine(tmp_path, **options) as llm:
         check_groups(llm)
+        longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
+        size = request_bytes(model.config, longest, item_size=4, block_size=BLOCK, in_flight=in_flight)
+        assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.01)  # vLLM's count, in whole blocks
         for _ in range(2):
             given_tokens, given_logprobs = served_with_logprobs(llm, prompts)
             assert given_tokens == tokens
