@@ -101,7 +101,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
     studies = [
         "python -m laboratory.healing",
         "python -m laboratory.costs.pages",
-        *of("python -m laboratory.serving", "python -m laboratory.load"),
+        *of("python -m laboratory.serving", "python -m laboratory.load", "python -m serving_plt.vllm.sizing"),
     ]
     assert set(LINES) == {*of(*kinds, "python -m laboratory.tasks"), *studies, *CHECKS, *SWITCHES}
 

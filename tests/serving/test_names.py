@@ -130,6 +130,15 @@ def test_commands_have_the_options_that_are_named(release, request):
 
 
 @pytest.mark.parametrize("release", ["installed", "newest"])
+def test_deployed_servers_have_the_options_that_are_named(release, request):
+    """In the unit, whose options are the container's, and on the page, where other programs have options, too."""
+    unit, page = ((ROOT / name).read_text() for name in ("examples/serving/plt-serving.service", "docs/deploying.md"))
+    named = re.findall(r"^ExecStart=.*", unit, flags=re.MULTILINE) + re.findall(r"`(--[^`]+)`", page)
+    assert len(named) > 4
+    assert lacking_flags(" ".join(named), set(), request.getfixturevalue(release)) == set()
+
+
+@pytest.mark.parametrize("release", ["installed", "newest"])
 def test_the_benchmark_of_vllm_has_what_the_load_asks_of_it(release, request):
     sources = request.getfixturevalue(release)
     bench, datasets = (sources.read(f"vllm/benchmarks/{name}.py") for name in ("serve", "datasets/datasets"))
