@@ -120,8 +120,9 @@ def memory(engines: list[dict[str, Any]]) -> Section:
             for engine in engines
         ]
     )
+    request = engines[0]["longest request"]
     note = (
-        "KV bytes per token are those of one request of 8192 tokens, by vLLM's count, windows and carry included. A "
-        "window holds the tokens of a whole step while it prefills: it shrinks with `max_num_batched_tokens`."
+        f"KV bytes per token are those of one request of {request} tokens, by vLLM's count, windows and carry included. "
+        "A window holds the tokens of a whole step while it prefills: it shrinks with `max_num_batched_tokens`."
     )
     return Section("memory", "Memory", table, [note])

@@ -19,12 +19,12 @@ from conversion_plt.plan.plan import expected_shapes
 from measuring_plt.rows import ALL_ROWS, IN_TURN, LOOPED_ROWS
 from measuring_plt.sizes import SIZES
 
+PRUNED = "plt-2, pruned"  # a PLT-2 whose server prunes prompts
 ROWS = {row.name: row for rows in LOOPED_ROWS.values() for row in rows} | {IN_TURN: ALL_ROWS[IN_TURN]}
-LONGEST_REQUEST = 8192  # tokens
-ENGINE = {"max_position_embeddings": LONGEST_REQUEST, "bos_token_id": None, "eos_token_id": None}
+ROWS |= {PRUNED: ALL_ROWS["plt-2"]}
+REQUEST = 8192  # tokens of a request at most, unless a longer prompt is measured
 CONTEXT = 32  # tokens in the cache when decoding begins
 WARM_STEPS = 2  # that decode before those which count
-LONGEST_STEP = 8192  # tokens of a step at most; longer prompts come in chunks
 LEAST_KV = 1 << 30  # bytes
 SLACK = 512  # tokens of a request, for blocks that are not full and a page of the carry
 FEW_ROWS = (1, 2, 3, 4, 8)  # for the projections alone, where the hardware decides the cost of further loops
@@ -53,6 +53,11 @@ class Plan:
     eager: bool
     contexts: tuple[int, ...] = (CONTEXT,)
     kv_bytes: int = LEAST_KV
+
+    @property
+    def longest_request(self) -> int:
+        """Tokens that a request can have."""
+        return max(REQUEST, max(self.prompts, default=0) + SLACK)
 
 
 Pools = dict[str, ProcessPoolExecutor]  # by row: one process, with its engine
@@ -93,10 +98,12 @@ def open_engine(row: str, plan: Plan) -> dict[str, Any]:
     """Start the engine of this process; what there is to know of it."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     with TemporaryDirectory() as folder:
-        config = PLTConfig(**SIZES[plan.size] | ENGINE | ROWS[row].fields)
+        tokens = {"max_position_embeddings": plan.longest_request, "bos_token_id": None, "eos_token_id": None}
+        config = PLTConfig(**SIZES[plan.size] | tokens | ROWS[row].fields)
         config.architectures = ["PLTForCausalLM"]
         config.save_pretrained(folder)
-        ENGINES.append(start(folder, plan, config.one_pass))  # which the folder does not say
+        # the folder does not say whether loops run in one pass
+        ENGINES.append(start(folder, plan, config.one_pass, prunes=row == PRUNED))
     return {
         "row": row,
         "bytes after loading": resident("VmRSS"),
@@ -104,6 +111,7 @@ def open_engine(row: str, plan: Plan) -> dict[str, Any]:
         "parameters": sum(prod(shape) for shape in expected_shapes(config).values()),
         "threads": torch.get_num_threads(),
         "KV bytes per token": kv_bytes_per_token(ENGINES[0]),
+        "longest request": plan.longest_request,
     }
 
 
@@ -129,10 +137,10 @@ def projections(num_rows: int, steps: int) -> float:
     return ENGINES[0].apply_model(of_model)[0]
 
 
-def start(folder: str, plan: Plan, one_pass: bool) -> Any:
+def start(folder: str, plan: Plan, one_pass: bool, prunes: bool) -> Any:
     from vllm import LLM  # starts threads and reads the environment
 
-    longest = max([*plan.prompts, max(plan.batches) * max(plan.contexts)])
+    together = min(REQUEST, max(plan.batches) * max(plan.contexts))  # longer ones come in chunks
     return LLM(
         folder,
         hf_overrides={"one_pass": one_pass},
@@ -140,8 +148,9 @@ def start(folder: str, plan: Plan, one_pass: bool) -> Any:
         dtype=plan.dtype,
         enforce_eager=plan.eager,
         skip_tokenizer_init=True,
-        max_model_len=LONGEST_REQUEST,
-        max_num_batched_tokens=min(longest, LONGEST_STEP),
+        max_model_len=plan.longest_request,
+        max_num_batched_tokens=max([*plan.prompts, together]),
+        kv_sharing_fast_prefill=prunes,
         max_num_seqs=max(plan.batches),
         kv_cache_memory_bytes=plan.kv_bytes,
         gpu_memory_utilization=0.1,  # as much must be free at the start, beside the other rows

@@ -18,7 +18,13 @@ TINY = ["--size", "tiny", "--dtype", "float32", "--steps", "2", "--rounds", "2"]
 
 def engine(row: str, kv_bytes: float) -> dict:
     facts = {"row": row, "parameters": 10, "threads": 1, "KV bytes per token": kv_bytes, "cache bytes": 1 << 30}
-    return facts | {"bytes after loading": 1 << 30, "bytes at most": 1 << 31, "version": "", "commit": "abc"}
+    return facts | {
+        "bytes after loading": 1 << 30,
+        "bytes at most": 1 << 31,
+        "version": "",
+        "commit": "abc",
+        "longest request": 8192,
+    }
 
 
 def measured(*rounds: tuple[float, float, float]) -> dict:
@@ -63,13 +69,17 @@ def test_a_tiny_run_measures_what_it_says(tmp_path):
     assert (tmp_path / "decode.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("row", "together"), [("plt-2", True), ("plt-2, in turn", False)])
-def test_a_row_runs_as_its_name_says(row, together, monkeypatch):
+@pytest.mark.parametrize(
+    ("row", "together", "prunes"),
+    [("plt-2", True, False), ("plt-2, in turn", False, False), (timed_engine.PRUNED, True, True)],
+)
+def test_a_row_runs_as_its_name_says(row, together, prunes, monkeypatch):
     monkeypatch.setattr(timed_engine, "ENGINES", [])
     plan = timed_engine.Plan("tiny", "float32", batches=[1], prompts=[64], steps=1, eager=True)
     timed_engine.open_engine(row, plan)
     (llm,) = timed_engine.ENGINES
     assert llm.apply_model(lambda model: model.model.together is not None) == [together]
+    assert llm.apply_model(lambda model: model.model.parts[1][0].reach is not None) == [prunes]
 
 
 def test_a_row_counts_by_its_ratios_to_what_ran_in_the_same_round(tmp_path):
