@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from vllm.benchmarks.serve import add_cli_args
 from vllm.benchmarks.serve import main as run_bench
@@ -39,8 +40,15 @@ def bench(served: Served, plan: Plan, rate: float, requests: int, seed: int) -> 
 
     vLLM's own command is another way to the same function, and does not run in the package for CPUs.
     """
-    lengths = ["--random-input-len", plan.prompt, "--random-output-len", plan.tokens, "--random-range-ratio", 0.5]
-    options = ["--backend", "vllm", "--base-url", served.server.address, "--model", NAME]
+    lengths: list[Any] = [
+        "--random-input-len",
+        plan.prompt,
+        "--random-output-len",
+        plan.tokens,
+        "--random-range-ratio",
+        0.5,
+    ]
+    options: list[Any] = ["--backend", "vllm", "--base-url", served.server.address, "--model", NAME]
     options += ["--tokenizer", served.model]
     options += ["--dataset-name", "random", *lengths, "--num-prompts", requests, "--request-rate", rate]
     options += ["--seed", seed, "--ignore-eos", "--temperature", 0, "--disable-tqdm"]

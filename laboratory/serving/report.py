@@ -120,9 +120,9 @@ def memory(engines: list[dict[str, Any]]) -> Section:
             for engine in engines
         ]
     )
-    request = engines[0]["longest request"]
+    tokens = engines[0]["longest request"]
     note = (
-        f"KV bytes per token are those of one request of {request} tokens, by vLLM's count, windows and carry included. "
+        f"KV bytes per token are those of one request of {tokens} tokens, by vLLM's count, with windows and carry. "
         "A window holds the tokens of a whole step while it prefills: it shrinks with `max_num_batched_tokens`."
     )
     return Section("memory", "Memory", table, [note])

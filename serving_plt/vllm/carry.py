@@ -21,12 +21,14 @@ from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 
+from configuration_plt import PLTConfig
+
 from .configs import ServedConfig
 
 MOST_PADDING = 0.1  # of the layers with keys
 
 
-def num_slices(config: ServedConfig) -> int:
+def num_slices(config: PLTConfig) -> int:
     """How many slices a carry has: as many as layers are in each of vLLM's groups, which it then makes of this size.
 
     A group whose layers do not suffice is filled up with memory that nothing uses. All layers with keys of their own

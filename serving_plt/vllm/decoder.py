@@ -23,6 +23,7 @@ from .checks import check_step
 from .configs import ServedConfig
 from .layer import PLTDecoderLayer
 from .loops import AllLoops, OneLoop, compiled, goes_together
+from .metrics import Metrics
 from .pruning import Kept, Part, parts_of, select
 
 
@@ -52,6 +53,7 @@ class PLTModel(nn.Module):
             self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
         self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
         self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
+        self.metrics = Metrics(config)
         self.build_passes(vllm_config)
 
     def build_passes(self, vllm_config: VllmConfig) -> None:
@@ -64,7 +66,8 @@ class PLTModel(nn.Module):
 
         self.prelude = one_loop("prelude", stages[0].layers) if stages[0] != core else None
         self.parts = [parts_of(config, vllm_config, loop_idx) for loop_idx in core.loops]
-        self.in_turn = nn.ModuleList(
+        # of `OneLoop`, which the type of a `ModuleList` cannot say
+        self.in_turn: Any = nn.ModuleList(
             nn.ModuleList(one_loop(f"loop_{loop_idx}_{part.layers.start}", part.layers, loop_idx) for part in parts)
             for loop_idx, parts in enumerate(self.parts)
         )
@@ -155,6 +158,8 @@ class PLTModel(nn.Module):
         for part, run in zip(self.parts[loop_idx], self.in_turn[loop_idx], strict=True):
             kept = self.kept(loop_idx, part)
             among, rows = rows, None if kept is None else kept.rows
+            if rows is not None:
+                self.metrics.count_pruned((len(positions) - len(rows)) * len(part.layers))
             states = run(select(states, rows, among), select(positions, rows, None))
         return self.hand_on(states[None], range(loop_idx, loop_idx + 1))[0], rows
 
@@ -162,8 +167,8 @@ class PLTModel(nn.Module):
         """The rows that a part runs in this step; None: all tokens."""
         if part.reach is None:
             return None
-        layer = self.layers[part.layers.start].self_attn.own_attn[str(loop_idx)]
-        metadata = (get_forward_context().attn_metadata or {}).get(layer.layer_name)
+        attention: Any = self.layers[part.layers.start].self_attn
+        metadata = (get_forward_context().attn_metadata or {}).get(attention.own_attn[str(loop_idx)].layer_name)
         return None if metadata is None else metadata.kept
 
     def first_state(self, start: Tensor) -> Tensor | None:

@@ -30,7 +30,7 @@ PRUNED = mmap_key(
     "plt_pruned_positions_total",
     [],
     [],
-    "Positions of prompts that later loops left out, summed over these loops.",
+    "Positions of prompts that layers of later loops left out, summed over layers and loops.",
 )
 
 
@@ -64,7 +64,7 @@ class Metrics:
             self.count_pruned(0)
 
     def count_pruned(self, positions: int) -> None:
-        """Add the positions that the later loops of a step leave out; on the host, in about a microsecond."""
+        """Add positions that layers leave out in a step, summed over layers; on the host, in about a microsecond."""
         if self.counters is not None:
             value, _ = self.counters.read_value(PRUNED)
             self.counters.write_value(PRUNED, value + positions, 0)

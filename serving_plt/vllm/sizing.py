@@ -9,6 +9,7 @@ A name of a size is a PLT-2 of that size (`measuring_plt/sizes.py`).
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from configuration_plt import PLTConfig
 from measuring_plt.rows import ALL_ROWS
@@ -49,6 +50,7 @@ def request_bytes(
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1
     number = blocks(whole, group) * blocks(context, block_size) + blocks(windowed, group) * of_window
     number += blocks(slices, group) * (1 + prefix_caching)
+    assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
     column = 2 * config.num_key_value_heads * config.head_dim * item_size
     return number * group * block_size * column
 
@@ -65,7 +67,7 @@ def config_of(model: str) -> PLTConfig:
     return PLTConfig.from_pretrained(model)
 
 
-def table(config: PLTConfig, contexts: list[int], batches: list[int], **settings: int) -> str:
+def table(config: PLTConfig, contexts: list[int], batches: list[int], **settings: Any) -> str:
     """GB by context and batch, with the ratio to the same model of one loop, as Markdown."""
     plain = PLTConfig(**{**config.to_dict(), "num_loops": 1, "trained_loops": None})
     lines = ["| context | to plain |" + "".join(f" batch {batch}, GB |" for batch in batches)]

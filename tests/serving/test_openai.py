@@ -4,18 +4,19 @@ import contextlib
 import json
 import re
 
+import openai
 import pytest
 import torch
 
 from serving_plt.vllm import demo
-from serving_plt.vllm.server import DIRECTLY, NAME, serving
+from serving_plt.vllm.server import NAME, serving
 from serving_plt.vllm.tiny import byte_tokenizer, save_tiny
 
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", "256")
 # a parser whose calls need no tokens of their own; compact JSON, because a random model likes spaces
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "pythonic")
 COMPACT = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
-TAMPERING = ("--worker-extension-cls", "tests.serving.tampering.Tampering")
+PRUNED = ("--kv-sharing-fast-prefill", "--no-enable-prefix-caching")
 PROMPT, NEW = "def reach(", 12
 CHAT = [{"role": "user", "content": PROMPT}]
 GREEDY = {"model": NAME, "temperature": 0}
@@ -30,6 +31,7 @@ FUNCTIONS = [
     {"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("set_window", "set_loops")
 ]
 CHOSEN = {"type": "function", "function": {"name": "set_loops"}}
+PRUNED_POSITIONS = "plt_pruned_positions_total"
 CHOICES = ("one loop", "two loops", "one pass")
 
 
@@ -46,10 +48,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def server(folder, model, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_SERVER_DEV_MODE", "1")  # in which clients may call a worker's methods
-        with serving(folder, log, *OPTIONS, *TOOLS, *COMPACT, *TAMPERING) as server:
-            yield server
+    with serving(folder, log, *OPTIONS, *TOOLS, *COMPACT, *PRUNED) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +163,17 @@ def counted(server) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def test_the_server_is_healthy_and_shows_what_its_model_counts(server):
+def test_the_server_is_healthy_and_shows_what_its_model_counts(server, client, model):
+    """Of a prompt of 100 tokens, the first layer of the second loop needs 31, and the second 16."""
     assert server.page("/health") == ""
+    before = counted(server)
+    assert before == {"plt_loops": 2, "plt_window": 16} | {PRUNED_POSITIONS: before[PRUNED_POSITIONS]}
     for _ in range(2):
-        asked = json.dumps({"method": "count_pruned", "args": ["21"]}).encode()
-        DIRECTLY.open(f"{server.address}/collective_rpc", asked).close()
-    assert counted(server) == {"plt_loops": 2, "plt_window": 16, "plt_pruned_positions_total": 42}
+        client.completions.create(prompt=[7] * 100, max_tokens=2, **GREEDY)
+    assert counted(server)[PRUNED_POSITIONS] - before[PRUNED_POSITIONS] == 2 * (100 - 31 + 100 - 16)
     assert "vllm:kv_cache_usage_perc{" in server.page("/metrics")
+
+
+def test_log_probabilities_of_a_pruned_prompt_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="kv-sharing-fast-prefill"):
+        client.completions.create(prompt=[7] * 100, extra_body={"prompt_logprobs": 1}, **GREEDY)
