@@ -339,9 +339,8 @@ def test_what_is_timed_on_a_gpu_has_the_size_that_is_said():
     assert 1.2e9 < empty_model(FULL_SETUP, PLAIN).num_parameters() < 1.4e9
     assert FULL_SETUP.dtype == torch.bfloat16 and FULL_SETUP.device == GPU
     assert set(FULL.served_rows) <= set(timed_engine.ROWS)
-    longest = timed_engine.LONGEST_REQUEST
-    assert max([*FULL.served_prompts, *FULL.served_contexts]) < longest
-    assert max(FULL.served_prompts) <= timed_engine.LONGEST_STEP
+    plan = timed_engine.Plan("1.3b", "bfloat16", FULL.served_batches, FULL.served_prompts, FULL.steps, eager=False)
+    assert max([*FULL.served_prompts, *FULL.served_contexts]) < plan.longest_request
 
 
 def test_a_ratio_is_the_median_of_ratios():

@@ -12,8 +12,10 @@ def test_a_dry_run_compares_tokens_in_every_way_and_measures_every_point(tmp_pat
     rows = json.loads((tmp_path / "check_on_gpu.json").read_text())["rows"]
     compared = {row["check"]: row for row in rows if row["part"] == "vllm-tokens"}
     batches = [f"batch {size}" for size in DRY.served_together]
-    ways = ["vLLM's defaults, bf16", *(f"vLLM's defaults, float32, {one}" for one in (*batches, "cached prefix"))]
-    ways += [*(f"enforce_eager, float32, {one}" for one in batches), "few blocks, float32, preempted"]
+    both = [*batches, "cached prefix"]
+    ways = ["vLLM's defaults, bf16", *(f"vLLM's defaults, float32, {one}" for one in both)]
+    ways += [f"enforce_eager, float32, {one}" for one in batches]
+    ways += [*(f"pruned prompts, float32, {one}" for one in both), "few blocks, float32, preempted"]
     assert list(compared) == [f"greedy tokens as those of generate: {way}" for way in ways]
     for row in compared.values():
         assert row["result"] == "equal"

@@ -6,6 +6,8 @@ from typing import Any
 
 from measuring_plt.rows import ROWS
 
+from ..timed_engine import PRUNED
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -70,10 +72,10 @@ FULL = Scale(
     context=512,
     prompt_lengths=[1024, 4096, 16384],
     rounds=15,
-    served_rows=["plain", "loop-2", "plt-2"],
+    served_rows=["plain", "loop-2", "plt-2", PRUNED],
     served_batches=[1, 4, 32, 64],
     served_contexts=[32, 4096],
-    served_prompts=[1024, 4096],
+    served_prompts=[1024, 4096, 16384],
     served_together=[1, 2, 4, 8, 16, 32, 64],
     waiting=24,
     few_blocks=64,

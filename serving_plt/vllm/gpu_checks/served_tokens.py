@@ -38,6 +38,8 @@ def rows(scale: Scale) -> Iterator[Row]:
         yield from checks.on("vLLM's defaults, bf16", {"dtype": "auto"} | scale.engine, checks.defaults)
         yield from checks.on("vLLM's defaults, float32", in_float32, checks.batches, checks.prefixes)
         yield from checks.on("enforce_eager, float32", in_float32 | {"enforce_eager": True}, checks.batches)
+        pruned = in_float32 | {"kv_sharing_fast_prefill": True}
+        yield from checks.on("pruned prompts, float32", pruned, checks.batches, checks.prefixes)
         yield from checks.on("few blocks, float32", in_float32 | few, checks.preemption)
 
 
