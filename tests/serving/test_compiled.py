@@ -12,7 +12,8 @@ from vllm.config import CompilationConfig, CompilationMode
 
 from serving_plt.vllm.loops import AllLoops, OneLoop
 
-LAYERS = 3
+LAYERS = 3  # that loop
+CORE = {"num_hidden_layers": 5, "num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 2, "hidden_size": 64}
 
 
 def check_compiled(folder, **fields) -> tuple[list[bool], list[bool]]:
@@ -39,10 +40,9 @@ def test_all_is_compiled_before_the_first_request(tmp_path):
     [
         ({"num_loops": 3, "gate_input": "query", "loop_norm": False, "learned_scales": True}, [3, 3, 3, 9]),
         ({"num_loops": 2, "loop_shift": False, "loop_attention": "own"}, [3, 3]),
-        ({"num_hidden_layers": 5, "num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 2}, [1, 3, 3, 1, 6]),
-        (EXPERTS | {"num_loops": 2, "hidden_size": 64, "mlp_only_layers": [0, 1]}, [3, 3, 6]),
+        (EXPERTS | CORE | {"mlp_only_layers": [1, 3]}, [1, 3, 3, 1, 6]),
     ],
-    ids=["plt", "vanilla loop", "prelude and coda", "experts"],
+    ids=["plt", "vanilla loop", "experts between a prelude and a coda"],
 )
 def test_other_models_are_traced_as_whole_graphs(fields, writes, tmp_path, monkeypatch):
     """Of loops in turn and between prelude and coda, then of all loops at once, each with its writes to the cache."""

@@ -23,6 +23,7 @@ from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
 
 from modeling_plt import PLTForCausalLM
+from serving_plt.vllm.model_state import PLTModelState
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
 
@@ -71,7 +72,8 @@ def test_the_second_runner_has_all_that_a_plt_needs(settings, monkeypatch):
 
 
 def test_the_second_runner_moves_the_carry_as_the_state_of_a_hybrid(llm, settings):
-    assert llm.apply_model(lambda model: resolve_model_state_cls(settings, model)) == [MambaHybridModelState]
+    (found,) = llm.apply_model(lambda model: resolve_model_state_cls(settings, model))
+    assert found is PLTModelState and issubclass(found, MambaHybridModelState)
 
 
 def test_the_second_runner_groups_the_layers(llm, settings):

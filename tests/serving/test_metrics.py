@@ -4,7 +4,7 @@ import os
 from unittest import mock
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from tiny import tiny_config
 
@@ -19,15 +19,13 @@ def fresh(monkeypatch):
     monkeypatch.delenv(OF_OURS, raising=False)
     monkeypatch.delenv(OF_VLLM, raising=False)
     monkeypatch.setattr(metrics, "get_tensor_model_parallel_rank", lambda: 0)
-    collectors = {*REGISTRY._collector_to_names}
-    yield
-    for collector in {*REGISTRY._collector_to_names} - collectors:
-        REGISTRY.unregister(collector)
+    monkeypatch.setattr(metrics, "REGISTRY", CollectorRegistry())
 
 
-def page(registry=REGISTRY) -> dict[str, float]:
-    """The plugin's numbers on the page of a registry."""
-    lines = [line.split(" ") for line in generate_latest(registry).decode().splitlines() if line.startswith("plt_")]
+def page(registry: CollectorRegistry | None = None) -> dict[str, float]:
+    """The plugin's numbers on the page of a registry, if not on the process's own."""
+    lines = generate_latest(registry or metrics.REGISTRY).decode().splitlines()
+    lines = [line.split(" ") for line in lines if line.startswith("plt_")]
     return {name: float(value) for name, value in lines}
 
 
