@@ -19,7 +19,6 @@ from vllm.v1.attention.selector import get_attn_backend
 
 from .configs import ServedConfig
 from .head_norm import head_norm
-from .loops import goes_together
 from .pruning import WindowAttention, pruned, reach_of
 
 SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")  # of quantized keys and values, as checkpoints name them
@@ -118,7 +117,7 @@ class PLTAttention(nn.Module):
         self.together_attn: Attention | None = None
         # and a window of their own, or, in a vanilla loop, all of their own
         self.own_attn = nn.ModuleDict()
-        if stage.shares_keys and goes_together(config, vllm_config):
+        if stage.shares_keys and config.goes_together:
             self.together_attn = attend("together_attn", len(stage.loops) * self.num_heads, shares=shares)
         window = config.sliding_window if stage.later_see == "window" else None
         for loop in stage.loops[1:]:

@@ -51,6 +51,11 @@ class ServedConfig(PLTConfig):
         """Whether later loops read the state of the token before, which must be kept from step to step."""
         return self.num_loops > 1 and self.loop_shift
 
+    @property
+    def goes_together(self) -> bool:
+        """Whether steps that decode take all loops at once."""
+        return self.one_pass and self.has_carry
+
     @property  # type: ignore[override]  # with a carry there are none, and only vLLM reads them
     def layer_types(self) -> list[str] | None:
         return None if self.has_carry else ["full_attention"] * self.num_hidden_layers

@@ -22,7 +22,8 @@ from .carry import Carry
 from .checks import check_step
 from .configs import ServedConfig
 from .layer import PLTDecoderLayer
-from .loops import AllLoops, OneLoop, compiled, goes_together
+from .loops import AllLoops, OneLoop, compiled
+from .lora import LoopByLoop, all_loops, split
 from .metrics import Metrics
 from .pruning import Kept, Part, parts_of, select
 
@@ -53,6 +54,8 @@ class PLTModel(nn.Module):
             self.embedding_scale, self.hidden_scale = config.embedding_scale, config.hidden_scale
         self.carry = Carry(config, vllm_config, prefix) if config.has_carry else None
         self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
+        # with LoRA unknown until vLLM has put in its layers
+        self.adapted: list[LoopByLoop] | None = [] if vllm_config.lora_config is None else None
         self.metrics = Metrics(config)
         self.build_passes(vllm_config)
 
@@ -72,7 +75,7 @@ class PLTModel(nn.Module):
             for loop_idx, parts in enumerate(self.parts)
         )
         self.together: nn.Module | None = None
-        if goes_together(config, vllm_config):
+        if config.goes_together:
             self.together = compiled(AllLoops, "together", vllm_config, self.run_together)
         self.coda = one_loop("coda", stages[-1].layers) if config.has_coda else None
 
@@ -86,13 +89,28 @@ class PLTModel(nn.Module):
             start = self.prelude(start, positions)
         # chosen here, outside of what vLLM compiles
         if self.together is not None and self.carry is not None and self.carry.is_decoding:
-            of_loops = self.together(start, positions, self.carry.read(start))
+            of_loops = self.run_at_once(start, positions)
             self.carry.write(of_loops[:-1])
             states = of_loops[-1]
         else:
             states = self.run_in_turn(start, positions)
             self.measure_together(start, positions)
         return states if self.coda is None else self.norm(self.coda(states, positions))
+
+    def run_at_once(self, start: Tensor, positions: Tensor) -> Tensor:
+        """All loops in one pass: what loops start from `[T, D]`, positions `[T]` -> states `[L, T, D]`."""
+        assert self.together is not None and self.carry is not None  # the callers have looked
+        assert self.adapted is not None  # vLLM has called `split_adapters` before it runs a step
+        with all_loops(self.adapted):
+            of_loops: Tensor = self.together(start, positions, self.carry.read(start))
+        return of_loops
+
+    def split_adapters(self) -> None:
+        """Let layers find the adapters of their rows in a pass of all loops, once vLLM has put its layers in."""
+        loops = len(self.config.looped_stage.loops)
+        self.adapted = split(self.layers, loops)
+        if self.config.has_adapter:
+            self.adapted += split(self.adapter, loops - (self.config.initial_state == "none"))
 
     def run_layers(self, hidden_states: Tensor, positions: Tensor, layers: range, loops: range) -> Tensor:
         """Run some layers, once: `[R * T, D]` -> the same."""
@@ -199,8 +217,9 @@ class PLTModel(nn.Module):
         """Run the largest step that decodes while vLLM measures memory, by a step of many tokens and no request.
 
         Otherwise the pass of all loops would be missing from the measurement. It is also the first one that the
-        compiler sees, which takes a dimension of 1 for a constant: so there are two rows at least.
+        compiler sees, which takes a dimension of 1 for a constant: so there are two rows at least. vLLM has told which
+        adapter each token of this step has: where there are adapters, all of them run.
         """
-        if self.together is not None and self.carry is not None and get_forward_context().attn_metadata is None:
-            few = start[: max(2, self.max_num_seqs)]
-            self.together(few, positions[: len(few)], self.carry.read(few))
+        if self.together is not None and get_forward_context().attn_metadata is None:
+            few = start if self.adapted else start[: max(2, self.max_num_seqs)]
+            self.run_at_once(few, positions[: len(few)])

@@ -13,13 +13,6 @@ from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 
-from .configs import ServedConfig
-
-
-def goes_together(config: ServedConfig, vllm_config: VllmConfig) -> bool:
-    """Whether steps that decode take all loops at once: not with LoRA, which finds a row's adapter by its place."""
-    return config.one_pass and config.has_carry and vllm_config.lora_config is None
-
 
 @support_torch_compile(dynamic_arg_dims={"hidden_states": 0, "positions": 0})
 class OneLoop(nn.Module):

@@ -32,6 +32,7 @@ from .decoder import PLTModel
 from .weights import GATE, PUBLISHED_GATE, checked, stored_names
 
 if TYPE_CHECKING:
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 
@@ -70,6 +71,16 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
         if config.tie_word_embeddings:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    @property
+    def lora_manager(self) -> "LoRAModelManager":
+        """vLLM's, which sets this once it has put in the layers that can have adapters."""
+        return self._lora_manager
+
+    @lora_manager.setter
+    def lora_manager(self, manager: "LoRAModelManager") -> None:
+        self._lora_manager = manager
+        self.model.split_adapters()
 
     @classmethod
     def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> tuple[torch.dtype, ...]:

@@ -217,6 +217,14 @@ CHANGES = {  # a file, a text of it and what is put there; and what the complain
         ("vllm/platforms/interface.py", "get_mamba_state_dtype_from_config", "get_dtypes"),
         "call of get_mamba_state_dtype_from_config",
     ),
+    "the layers of LoRA are told to nobody": (
+        ("vllm/lora/model_manager.py", "self.model.lora_manager = self", "self.model.loras = self"),
+        "call of lora_manager",
+    ),
+    "an adapter is added by another method": (
+        ("vllm/lora/punica_wrapper/punica_base.py", "def add_lora_linear(", "def add_linear("),
+        "add_lora_linear",
+    ),
     "an engine's argument is gone": (
         ("vllm/engine/arg_utils.py", "    kv_cache_memory_bytes:", "    kv_bytes:"),
         "argument kv_cache_memory_bytes of engine",

@@ -26,6 +26,7 @@ PROTOCOLS = {"PLTForCausalLM": "vllm.model_executor.models.interfaces_base:VllmM
 CALLED = {  # methods that no class of vLLM declares, and the module that calls them
     "load_weights": "vllm.model_executor.model_loader.default_loader",
     "get_mamba_state_dtype_from_config": "vllm.platforms.interface",
+    "lora_manager": "vllm.lora.model_manager",
 }
 OPTIONS = [  # the classes whose fields are the server's options; one of them is in another place since 0.33
     ENGINE_ARGS,
