@@ -11,6 +11,7 @@ of a fixed size are called Mamba states there, after the models that had them fi
 T tokens of all requests in a step, n requests, L loops, D hidden.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
+from vllm.v1.kv_cache_interface import MambaSpec
 
 from configuration_plt import PLTConfig
 
+from .checkpoints import BACKEND, inside
 from .configs import ServedConfig
 
 MOST_PADDING = 0.1  # of the layers with keys
@@ -81,6 +85,16 @@ class CarrySlice(nn.Module, MambaBase):
     def mamba_type(self) -> MambaAttentionBackendEnum:
         return MambaAttentionBackendEnum.SHORT_CONV
 
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return BACKEND
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> MambaSpec:
+        """With a block for what is kept inside a prompt, at any token; a pruned one may not have that."""
+        spec: Any = super().get_kv_cache_spec(vllm_config)
+        if vllm_config.cache_config.kv_sharing_fast_prefill:
+            return spec
+        return replace(spec, num_prefill_checkpoint_blocks=1, prefill_checkpoint_alignment=1)
+
     @property
     def is_kv_cache_tp_replicated(self) -> bool:
         return True  # every process has all of a hidden state
@@ -124,9 +138,24 @@ class Carry(nn.Module):
         return carried
 
     def write(self, states: Tensor) -> None:
-        """Keep what each request has at its last token, of the states `[L - 1, T, D]`."""
+        """Keep what each request has at its last token, of the states `[L - 1, T, D]` of a step that decodes."""
         if self.has_requests:
-            self.keep(states[:, self.ends()[1:] - 1].transpose(0, 1))
+            rows, slots = self.places()
+            self.keep(states[:, rows].transpose(0, 1), slots)
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The tokens of the step whose states are kept `[m]`, and the pages for them.
+
+        They are each request's last, and inside a prompt the end of a full block, for other requests. Where a prompt
+        has none, its first token goes to the null block.
+        """
+        step, ends = self.slices[0].metadata, self.ends()
+        rows, slots = ends[1:] - 1, slots_of(step)
+        if (more := inside(step)) is None:
+            return rows, slots
+        before, more_slots = more
+        more_rows = ends[step.num_decodes : -1] + (before - 1).clamp(min=0)
+        return torch.cat((rows, more_rows)), torch.cat((slots, more_slots))
 
     def of_requests(self) -> Tensor:
         """Each request's carry `[n, L - 1, D]`, those that decode first; zeros for a request that starts.
@@ -142,13 +171,13 @@ class Carry(nn.Module):
             without[metadata.num_decodes :] |= ~metadata.has_initial_states_p
         return states.masked_fill(without[:, None], 0).unflatten(1, (self.num_states, -1))
 
-    def keep(self, states: Tensor) -> None:
-        """Put each request's carry `[n, L - 1, D]` into the slices.
+    def keep(self, states: Tensor, slots: Tensor) -> None:
+        """Put carries `[m, L - 1, D]` into the pages `[m]` of the slices.
 
         Rows that fill a graph share the null block, which stays 0: attention reads it where it masks, and its numbers
         must be finite.
         """
-        slots, pages = slots_of(self.slices[0].metadata), self.pages
+        pages = self.pages
         states = states.flatten(1).masked_fill((slots == NULL_BLOCK_ID)[:, None], 0)
         missing = pages[0].numel() - states.shape[1]
         pages[slots] = nn.functional.pad(states, (0, missing)).unflatten(1, pages.shape[1:])

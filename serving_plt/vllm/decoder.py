@@ -134,8 +134,10 @@ class PLTModel(nn.Module):
         Start `[T, D]`, positions `[T]` -> what the last loop hands on `[T, D]`, with zeros where it was pruned.
         """
         carry, first = self.carry, self.first_state(start)
-        carried = carry.of_requests() if carry is not None and carry.has_requests else None
-        states, rows, last_states = start, None, []
+        carried = places = None
+        if carry is not None and carry.has_requests:
+            carried, places = carry.of_requests(), carry.places()
+        states, rows, of_places = start, None, []
         if first is not None:
             states = self.read_both(start, first)
         *earlier, last = self.config.looped_stage.loops
@@ -143,10 +145,10 @@ class PLTModel(nn.Module):
             if loop_idx > 0:
                 states, rows = self.enter(loop_idx, start, states, rows, carried)
             states, rows = self.run_loop(loop_idx, states, rows, positions)
-            if carry is not None and carried is not None and loop_idx in earlier:
-                last_states.append(select(states, carry.ends()[1:] - 1, rows))
-        if carry is not None and last_states:
-            carry.keep(torch.stack(last_states, dim=1))
+            if places is not None and loop_idx in earlier:
+                of_places.append(select(states, places[0], rows))
+        if carry is not None and places is not None:
+            carry.keep(torch.stack(of_places, dim=1), places[1])
         return states if rows is None else torch.zeros_like(start).index_copy_(0, rows, states)
 
     def enter(

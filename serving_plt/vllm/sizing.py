@@ -35,7 +35,7 @@ def request_bytes(
 
         of all keys         ceil(S / B) blocks
         of windows of W     ceil(min(S, W - 1 + F) / B) + 1, where F is the number of tokens under way
-        of the carry        1; with prefix caching 2
+        of the carry        1; with prefix caching 3, with pruned prompts 2 of them
 
     Args:
         item_size: bytes of a number in the cache.
@@ -49,7 +49,7 @@ def request_bytes(
     group = max(layers) if max(layers) < 1.5 * min(layers) else min(layers)
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1
     number = blocks(whole, group) * blocks(context, block_size) + blocks(windowed, group) * of_window
-    number += blocks(slices, group) * (1 + prefix_caching)
+    number += blocks(slices, group) * (1 + 2 * prefix_caching)
     assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
     column = 2 * config.num_key_value_heads * config.head_dim * item_size
     return number * group * block_size * column

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import OPTIONS, save_tiny
+from engines import BLOCK, OPTIONS, save_tiny
 from recorded import Graph, NoHostData
 from vllm.config import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
@@ -95,6 +95,21 @@ def test_a_step_makes_no_tensor_of_python_numbers(lengths, seen, carry, builder,
     with step_of(carry, metadata, settings), NoHostData() as seen_operators:
         shift(carry, torch.ones(sum(lengths), 56))
     assert "aten.index_put_.default" in seen_operators.names
+
+
+def test_a_carry_is_kept_inside_a_prompt_where_its_last_full_block_ends(carry, builder, settings, monkeypatch):
+    """After a request that decodes, of prompts of 70, 20 and 40 tokens, of which the second has no full block."""
+    for name in ("hash_block_size", "cache_hit_alignment_tokens"):
+        monkeypatch.setattr(settings.cache_config, name, BLOCK)
+    pages = torch.tensor([[1, 0, 0], [0, 2, 3], [4, 0, 0], [5, 6, 0]]).int()  # for each block of a request
+    step = common([1, 70, 20, 40], [5, 0, 0, 0], [0] * 4).replace(block_table_tensor=pages)
+    before, states = carry.pages.clone(), torch.randn(2, 131, 56)
+    with step_of(carry, builder.build(0, step), settings):
+        carry.write(states)
+    after, row_of_page = carry.pages.flatten(1)[:, : 2 * 56], {1: 0, 3: 70, 2: 64, 4: 90, 6: 130, 5: 122}
+    for page, row in row_of_page.items():
+        assert torch.equal(after[page], states[:, row].flatten())
+    assert torch.equal(carry.pages[[7, 8]], before[[7, 8]]) and not carry.pages[0].any()
 
 
 @pytest.mark.parametrize("null_block", [0.0, float("nan")])

@@ -100,6 +100,27 @@ def test_answers_after_a_cached_prefix_are_those_without(llm, model):
     assert hits == {0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK}
 
 
+def test_a_prompt_is_one_step_and_its_last_full_block_is_found_again(llm, model, calls):
+    (text,) = random_prompts((BLOCK + 18,), seed=4)
+    served(llm, [text], greedy(1))
+    assert calls == [(1, len(text))] * LOOPS * LAYERS
+    check_hit(llm, model, text, is_right=True)
+
+
+def test_a_prompt_whose_carry_is_kept_at_its_end_alone_shows(llm, model, monkeypatch):
+    monkeypatch.setattr(Carry, "places", lambda self: [each[: len(self.ends()) - 1] for each in places(self)])
+    (text,) = random_prompts((BLOCK + 18,), seed=4)
+    served(llm, [text], greedy(1))
+    check_hit(llm, model, text, is_right=False)
+
+
+def check_hit(llm, model, text, is_right: bool) -> None:
+    prompt = text[: BLOCK + 5] + [9, 8, 7]
+    (output,) = llm.generate(as_prompts([prompt]), greedy(), use_tqdm=False)
+    assert output.num_cached_tokens == BLOCK
+    assert (list(output.outputs[0].token_ids) == generated(model, [prompt])[0]) is is_right
+
+
 def test_several_samples_of_a_prompt_are_drawn_from_the_models_distribution(llm, model):
     prompts = random_prompts((6, 40))
     # without a seed, because vLLM's generators of a request do not work on a CPU
@@ -137,7 +158,7 @@ def own_instead(self: PLTAttention, shared, own, query, layer_input):
     return own
 
 
-of_requests = Carry.of_requests
+of_requests, places = Carry.of_requests, Carry.places
 MISTAKES = {
     "a carry of zeros": (Carry, "of_requests", zeroed),
     "the neighbour's carry": (Carry, "of_requests", of_the_neighbour),

@@ -24,9 +24,10 @@ from engines import (
 from vllm import SamplingParams
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-from serving_plt.vllm.carry import Carry
+from serving_plt.vllm.carry import Carry, CarrySlice
 from serving_plt.vllm.decoder import PLTModel
 from serving_plt.vllm.layer import PLTDecoderLayer
 from serving_plt.vllm.model import PLTForCausalLM
@@ -37,9 +38,14 @@ ALONE = random_prompts((64, 50, 33, 21, 12, 7), seed=4)
 
 @pytest.fixture(scope="module")
 def unpruned_steps(folder, model):
-    """What steps leave in an engine that does not prune, which is gone: a process has one at a time."""
-    with engine(folder) as llm:
-        return recorded(llm)
+    """What steps leave in an engine that does not prune, which is gone: a process has one at a time.
+
+    Its steps end where those of pruned prompts do: nothing is kept inside a step.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CarrySlice, "get_kv_cache_spec", MambaBase.get_kv_cache_spec)
+        with engine(folder) as llm:
+            return recorded(llm)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +157,9 @@ def recorded(llm) -> list[dict[str, torch.Tensor]]:
         slots.update({(layer.layer_name, slot): row for slot, row in zip(slot_mapping.tolist(), rows, strict=True)})
         update(self, layer, key, value, kv_cache, slot_mapping)
 
-    def keeping(self, states):
+    def keeping(self, states, slots):
         steps.append({"carry": states.clone()})
-        keep(self, states)
+        keep(self, states, slots)
 
     def running(self, *arguments):
         states = forward(self, *arguments)
