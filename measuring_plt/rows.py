@@ -41,6 +41,7 @@ class Row:
 
 
 IN_TURN = "plt-2, in turn"
+PRUNED = "plt-2, pruned"
 ALL_ROWS = {
     row.name: row
     for row in (
@@ -53,6 +54,7 @@ ALL_ROWS = {
         Row("plt-3", "PLT with three loops", 3, PLT),
         Row("deep-2", "plain, with twice the layers", 1, PLT, depth=2),
         Row(IN_TURN, "PLT with two loops, one after another", 2, PLT | {"one_pass": False}),
+        Row(PRUNED, "PLT with two loops, whose server prunes prompts", 2, PLT),
         Row("plt-4", "PLT with four loops", 4, PLT),
         Row("loop-3", "vanilla loop with three loops", 3, LOOP),
         Row("loop-4", "vanilla loop with four loops", 4, LOOP),

@@ -44,7 +44,7 @@ def request_bytes(
     """
     whole = sum(len(stage.layers) * len(stage.full_loops(stage.loops)) for stage in config.stages)
     windowed = sum(len(stage.layers) * len(stage.windowed_loops(stage.loops)) for stage in config.stages)
-    slices = num_slices(config) if config.num_loops > 1 and config.loop_shift else 0
+    slices = num_slices(config) if len(config.looped_stage.loops) > 1 and config.loop_shift else 0
     layers = [number for number in (whole, windowed, slices) if number]
     group = max(layers) if max(layers) < 1.5 * min(layers) else min(layers)
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1

@@ -16,12 +16,11 @@ import torch
 
 from configuration_plt import PLTConfig
 from conversion_plt.plan.plan import expected_shapes
-from measuring_plt.rows import ALL_ROWS, IN_TURN, LOOPED_ROWS
+from measuring_plt.rows import ALL_ROWS, IN_TURN, LOOPED_ROWS, PRUNED
 from measuring_plt.sizes import SIZES
 
-PRUNED = "plt-2, pruned"  # a PLT-2 whose server prunes prompts
-ROWS = {row.name: row for rows in LOOPED_ROWS.values() for row in rows} | {IN_TURN: ALL_ROWS[IN_TURN]}
-ROWS |= {PRUNED: ALL_ROWS["plt-2"]}
+ROWS = {row.name: row for rows in LOOPED_ROWS.values() for row in rows}
+ROWS |= {name: ALL_ROWS[name] for name in (IN_TURN, PRUNED)}
 REQUEST = 8192  # tokens of a request at most, unless a longer prompt is measured
 CONTEXT = 32  # tokens in the cache when decoding begins
 WARM_STEPS = 2  # that decode before those which count

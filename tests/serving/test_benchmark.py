@@ -10,6 +10,7 @@ import pytest
 from laboratory.serving.__main__ import main
 from laboratory.serving.beside import PACKAGES, ROOT, Lane, check_code, read_version
 from laboratory.serving.report import write_report
+from measuring_plt.rows import PRUNED
 from serving_plt.vllm import timed_engine
 from serving_plt.vllm.sizing import config_of, request_bytes
 
@@ -71,7 +72,7 @@ def test_a_tiny_run_measures_what_it_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "together", "prunes"),
-    [("plt-2", True, False), ("plt-2, in turn", False, False), (timed_engine.PRUNED, True, True)],
+    [("plt-2", True, False), ("plt-2, in turn", False, False), (PRUNED, True, True)],
 )
 def test_a_row_runs_as_its_name_says(row, together, prunes, monkeypatch):
     monkeypatch.setattr(timed_engine, "ENGINES", [])

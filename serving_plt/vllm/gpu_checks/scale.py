@@ -4,9 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from measuring_plt.rows import ROWS
-
-from ..timed_engine import PRUNED
+from measuring_plt.rows import PRUNED, ROWS
 
 
 @dataclass(frozen=True)
