@@ -161,6 +161,13 @@ SENTENCES = (  # text, a sentence with `{}` for each number, and the numbers
         max(read("float32")["setting"]["prompts"]),
         figure("float32", "memory", "to plain", **ONE_PASS),
     ),
+    (
+        SECTION,
+        "takes PLT-2 {} of plain's {} s pruned, and {} whole",
+        figure("pruned-avx512", "prefill", "to plain", row="plt-2, pruned"),
+        figure("pruned-avx512", "prefill", "ms", row="plain") / 1000,
+        figure("pruned-avx512", "prefill", "to plain", **ONE_PASS),
+    ),
     (SECTION, "An engine of 309M takes {} GB at most", max(figures("bfloat16-avx512", "memory", "GB at most"))),
 )
 NUMBER = r"([\d.,]*\d)"
