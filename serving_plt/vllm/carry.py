@@ -24,31 +24,9 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.attention.backends.utils import NULL_BLOCK_ID
 from vllm.v1.kv_cache_interface import MambaSpec
 
-from configuration_plt import PLTConfig
-
 from .checkpoints import BACKEND, inside
 from .configs import ServedConfig
-
-MOST_PADDING = 0.1  # of the layers with keys
-
-
-def num_slices(config: PLTConfig) -> int:
-    """How many slices a carry has: as many as layers are in each of vLLM's groups, which it then makes of this size.
-
-    A group whose layers do not suffice is filled up with memory that nothing uses. All layers with keys of their own
-    loop, so the groups are as large as the looped stage, unless a prelude or a coda makes smaller ones fit better.
-    """
-    full = sum(len(stage.layers) * len(stage.full_loops(stage.loops)) for stage in config.stages)
-    windowed = sum(len(stage.layers) * len(stage.windowed_loops(stage.loops)) for stage in config.stages)
-    kinds = [number for number in (full, windowed) if number]
-
-    def padding(slices: int) -> int:
-        # vLLM takes the greatest kind in place of the smallest where that is less than half larger
-        group = max(kinds) if max(kinds) < 1.5 * slices else slices
-        return sum(-number % group for number in kinds)
-
-    sizes = range(len(config.looped_stage.layers), 0, -1)
-    return next(size for size in sizes if padding(size) <= MOST_PADDING * sum(kinds))
+from .groups import num_slices
 
 
 def slice_size(config: ServedConfig) -> int:

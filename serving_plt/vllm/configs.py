@@ -9,6 +9,7 @@ from configuration_plt.published_plt import OWN as PUBLISHED
 from configuration_plt.published_plt import PublishedPLTConfig
 
 from .checks import check_version
+from .groups import has_carry
 
 
 class ServedConfig(PLTConfig):
@@ -49,7 +50,7 @@ class ServedConfig(PLTConfig):
     @property
     def has_carry(self) -> bool:
         """Whether later loops read the state of the token before, which must be kept from step to step."""
-        return self.num_loops > 1 and self.loop_shift
+        return has_carry(self)
 
     @property
     def goes_together(self) -> bool:

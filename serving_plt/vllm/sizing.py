@@ -15,7 +15,7 @@ from configuration_plt import PLTConfig
 from measuring_plt.rows import ALL_ROWS
 from measuring_plt.sizes import DENSE_SIZES, SIZES
 
-from .carry import num_slices
+from .groups import group_size, has_carry, layers_with_keys, num_slices
 
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "fp8": 1}  # bytes of a number in the cache
 
@@ -42,11 +42,9 @@ def request_bytes(
         block_size: B, tokens of a block.
         in_flight: F: `max_num_batched_tokens`, twice with async scheduling.
     """
-    whole = sum(len(stage.layers) * len(stage.full_loops(stage.loops)) for stage in config.stages)
-    windowed = sum(len(stage.layers) * len(stage.windowed_loops(stage.loops)) for stage in config.stages)
-    slices = num_slices(config) if len(config.looped_stage.loops) > 1 and config.loop_shift else 0
-    layers = [number for number in (whole, windowed, slices) if number]
-    group = max(layers) if max(layers) < 1.5 * min(layers) else min(layers)
+    whole, windowed = layers_with_keys(config)
+    slices = num_slices(config) if has_carry(config) else 0
+    group = group_size(whole, windowed, slices)
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1
     number = blocks(whole, group) * blocks(context, block_size) + blocks(windowed, group) * of_window
     number += blocks(slices, group) * (1 + 2 * prefix_caching)

@@ -12,8 +12,9 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheT
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
-from serving_plt.vllm.carry import Carry, num_slices
+from serving_plt.vllm.carry import Carry
 from serving_plt.vllm.configs import ServedConfig
+from serving_plt.vllm.groups import num_slices
 
 PAGES, ROWS = 9, 4  # ROWS of the graph
 
