@@ -40,17 +40,10 @@ def bench(served: Served, plan: Plan, rate: float, requests: int, seed: int) -> 
 
     vLLM's own command is another way to the same function, and does not run in the package for CPUs.
     """
-    lengths: list[Any] = [
-        "--random-input-len",
-        plan.prompt,
-        "--random-output-len",
-        plan.tokens,
-        "--random-range-ratio",
-        0.5,
-    ]
     options: list[Any] = ["--backend", "vllm", "--base-url", served.server.address, "--model", NAME]
     options += ["--tokenizer", served.model]
-    options += ["--dataset-name", "random", *lengths, "--num-prompts", requests, "--request-rate", rate]
+    options += ["--dataset-name", "random", "--random-input-len", plan.prompt, "--random-output-len", plan.tokens]
+    options += ["--random-range-ratio", 0.5, "--num-prompts", requests, "--request-rate", rate]
     options += ["--seed", seed, "--ignore-eos", "--temperature", 0, "--disable-tqdm"]
     options += ["--percentile-metrics", "ttft,itl,tpot", "--metric-percentiles", "50,99"]
     parser = FlexibleArgumentParser()

@@ -81,15 +81,11 @@ def check_sharing(vllm_config: "VllmConfig") -> None:
         )
 
 
-def check_layers(config: PLTConfig) -> None:
-    """ValueError for layers that the plugin's model does not have."""
-    if config.num_experts > 0 and config.hidden_act not in ACTIVATIONS_OF_EXPERTS:
+def check_experts(config: PLTConfig, vllm_config: "VllmConfig") -> None:
+    """Raise ValueError for an activation that vLLM's experts lack, and for what takes a layer to run once a step."""
+    if config.hidden_act not in ACTIVATIONS_OF_EXPERTS:
         names = ", ".join(map(repr, ACTIVATIONS_OF_EXPERTS))
         raise ValueError(f"vLLM's experts have `hidden_act` of {names}, got {config.hidden_act!r}.")
-
-
-def check_experts(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError for settings by which vLLM counts the experts of a step, as if a layer ran once with T rows."""
     parallel = vllm_config.parallel_config
     if parallel.enable_eplb:
         raise ValueError(
@@ -156,9 +152,8 @@ class Checks(VerifyAndUpdateConfig):
             ValueError: with one sentence on the asked and the possible value.
         """
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
-        check_layers(config)
         if config.num_experts > 0:
-            check_experts(vllm_config)
+            check_experts(config, vllm_config)
         compilation = vllm_config.compilation_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError(
