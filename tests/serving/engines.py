@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
 
 from modeling_plt import PLTForCausalLM
+from serving_plt.vllm.layer import PLTDecoderLayer
 
 # sizes that vLLM's kernels have on a CPU: heads of 32, blocks of 32 tokens
 SIZES = {"head_dim": 32, "hidden_size": 56, "num_hidden_layers": 3, "eos_token_id": None, "bos_token_id": None}
@@ -52,6 +54,9 @@ def engine(folder: Path, **options):
         llm = LLM(str(folder), **OPTIONS | options)
         yield llm
     finally:
+        if llm is not None:
+            # else whoever collects it ends the groups of processes of an engine that has come since
+            llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
@@ -124,3 +129,15 @@ def generated(model: PLTForCausalLM, prompts: list[list[int]], max_tokens: int =
     """What `generate` says of each prompt alone."""
     settings = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return [model.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist() for prompt in prompts]
+
+
+def layer_calls(monkeypatch, of_call: Callable[[range, int], tuple[int, int]]) -> list[tuple[int, int]]:
+    """A list that grows with what `of_call` makes of the loops and the rows of every call of a layer."""
+    calls, forward = [], PLTDecoderLayer.forward
+
+    def counted(self, hidden_states, positions, loops):
+        calls.append(of_call(loops, len(hidden_states)))
+        return forward(self, hidden_states, positions, loops)
+
+    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
+    return calls

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from engines import NEW, as_prompts, engine, generated, greedy, random_prompts, save_tiny, served
+from engines import NEW, as_prompts, engine, generated, greedy, layer_calls, random_prompts, save_tiny, served
 from safetensors.torch import save_file
 from torch import nn
 from vllm.forward_context import set_forward_context
@@ -12,7 +12,6 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
 from modeling_plt import PLTForCausalLM
-from serving_plt.vllm.layer import PLTDecoderLayer
 from serving_plt.vllm.lora import LoopByLoop, all_loops
 
 RANK, ALPHA = 4, 16
@@ -90,14 +89,7 @@ def test_requests_with_two_adapters_in_one_batch_and_without_any(llm, adapters, 
 @pytest.fixture
 def calls(monkeypatch):
     """Of every layer: loops and rows."""
-    calls, forward = [], PLTDecoderLayer.forward
-
-    def counted(self, hidden_states, positions, loops):
-        calls.append((len(loops), hidden_states.shape[0]))
-        return forward(self, hidden_states, positions, loops)
-
-    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
-    return calls
+    return layer_calls(monkeypatch, lambda loops, rows: (len(loops), rows))
 
 
 def test_a_step_that_only_decodes_calls_each_layer_once(llm, adapters, calls):

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from engines import BLOCK, LOOPS, as_prompts, engine, generated, greedy, logprobs_of, random_prompts, served
+from engines import (
+    BLOCK,
+    LOOPS,
+    as_prompts,
+    engine,
+    generated,
+    greedy,
+    layer_calls,
+    logprobs_of,
+    random_prompts,
+    served,
+)
 from recorded import NoHostData
 from vllm import SamplingParams
 from vllm.forward_context import set_forward_context
@@ -10,7 +21,6 @@ from vllm.forward_context import set_forward_context
 from serving_plt.vllm.attention import PLTAttention
 from serving_plt.vllm.carry import Carry
 from serving_plt.vllm.decoder import PLTModel
-from serving_plt.vllm.layer import PLTDecoderLayer
 
 LAYERS = 3
 
@@ -31,14 +41,7 @@ def llm(shared_llm):
 @pytest.fixture
 def calls(monkeypatch):
     """Of every layer: loops and rows."""
-    calls, forward = [], PLTDecoderLayer.forward
-
-    def counted(self, hidden_states, positions, loops):
-        calls.append((len(loops), hidden_states.shape[0]))
-        return forward(self, hidden_states, positions, loops)
-
-    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
-    return calls
+    return layer_calls(monkeypatch, lambda loops, rows: (len(loops), rows))
 
 
 def test_a_step_that_only_decodes_calls_each_layer_once(llm, calls):

@@ -16,6 +16,7 @@ from engines import (
     engine,
     generated,
     greedy,
+    layer_calls,
     logprobs_of,
     random_prompts,
     served,
@@ -29,7 +30,6 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
 from serving_plt.vllm.carry import Carry, CarrySlice
 from serving_plt.vllm.decoder import PLTModel
-from serving_plt.vllm.layer import PLTDecoderLayer
 from serving_plt.vllm.model import PLTForCausalLM
 
 LAYERS, WINDOW = 3, 4
@@ -63,14 +63,7 @@ def llm(shared_llm):
 @pytest.fixture
 def rows(monkeypatch) -> list[tuple[int, int]]:
     """Of every call of a layer: loop and rows."""
-    calls, forward = [], PLTDecoderLayer.forward
-
-    def counted(self, hidden_states, positions, loops):
-        calls.append((loops.start, len(hidden_states)))
-        return forward(self, hidden_states, positions, loops)
-
-    monkeypatch.setattr(PLTDecoderLayer, "forward", counted)
-    return calls
+    return layer_calls(monkeypatch, lambda loops, rows: (loops.start, rows))
 
 
 def test_later_loops_run_the_rows_that_something_depends_on(llm, rows):
