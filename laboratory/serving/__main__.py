@@ -20,12 +20,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from measuring_plt.processes import own_process
 from measuring_plt.rows import IN_TURN
 from measuring_plt.sizes import DENSE_SIZES
 from serving_plt.vllm.timed_engine import (
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     lanes += [Lane(row, *version) for version in args.beside for row in args.rows]
     with ExitStack() as stack:
         # memory is that of a row alone, so each has a process; all wait for their turn in each round
-        pools = {lane.name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for lane in lanes}
+        pools = {lane.name: stack.enter_context(own_process()) for lane in lanes}
         engines = [opened(pools[lane.name], lane, plan) for lane in tqdm(lanes, unit="engine")]
         measured: Measured = {"decode": [], "prefill": [], "projections": []}
         for kind, point, one_round in tqdm(list(points(pools, plan)), unit="point"):

@@ -2,14 +2,13 @@
 """The time of a step and of a prompt in vLLM: plain, a loop and a PLT, each in an engine of its own process."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 
 from measuring_plt.device_bytes import free_bytes
+from measuring_plt.processes import own_process
 
 from ..timed_engine import Plan, Pools, ask, decode, open_engine, prefill
 from .ratios import figures
@@ -35,8 +34,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     )
     with ExitStack() as stack:
         # all are alive, and take turns
-        context = get_context("spawn")
-        pools = {row: stack.enter_context(ProcessPoolExecutor(1, context)) for row in scale.served_rows}
+        pools = {row: stack.enter_context(own_process()) for row in scale.served_rows}
         for row, pool in pools.items():
             pool.submit(open_engine, row, plan).result()
         yield from measured(plan, pools)
