@@ -8,6 +8,10 @@ module that wants such memory enters itself in `static_forward_context` under a 
 in every step it finds, under that name, its `metadata`: which page each request has, and where its tokens are. States
 of a fixed size are called Mamba states there, after the models that had them first. The carry is one of them.
 
+With drafts (speculative decoding), a request that decodes has up to k tokens more in a step, and vLLM says after it
+how many of them it accepts. So such a request has 1 + k pages, one for each of its tokens in the step, and reads, in
+the next one, that of the last token that was accepted.
+
 T tokens of all requests in a step, n requests, L loops, D hidden.
 """
 
@@ -99,9 +103,9 @@ class Carry(nn.Module):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether there are requests, each with one token in the step, and a token before it."""
+        """Whether there are requests, each with one token in the step, and a token before it: so none has drafts."""
         metadata = self.slices[0].metadata
-        return metadata is not None and metadata.num_prefill_tokens == 0
+        return metadata is not None and metadata.num_decode_tokens == metadata.num_decodes == metadata.num_reqs
 
     @property
     def has_requests(self) -> bool:
@@ -124,16 +128,19 @@ class Carry(nn.Module):
     def places(self) -> tuple[Tensor, Tensor]:
         """The tokens of the step whose states are kept `[m]`, and the pages for them.
 
-        They are each request's last, and inside a prompt the end of a full block, for other requests. Where a prompt
-        has none, its first token goes to the null block.
+        They are all of a request that decodes, the last of a prompt, and inside a prompt the end of a full block, for
+        other requests. Where a request has no such token, another of its tokens goes to the null block.
         """
         step, ends = self.slices[0].metadata, self.ends()
-        rows, slots = ends[1:] - 1, slots_of(step)
-        if (more := inside(step)) is None:
-            return rows, slots
-        before, more_slots = more
-        more_rows = ends[step.num_decodes : -1] + (before - 1).clamp(min=0)
-        return torch.cat((rows, more_rows)), torch.cat((slots, more_slots))
+        begins, lasts = ends[:-1], ends[1:] - 1
+        places = [places_of_decodes(step, begins[: step.num_decodes], lasts[: step.num_decodes])]
+        if step.num_prefills > 0:
+            places.append((lasts[step.num_decodes :], step.state_indices_tensor_p.long()))
+        if (more := inside(step)) is not None:
+            before, pages = more
+            places.append((begins[step.num_decodes :] + (before - 1).clamp(min=0), pages))
+        rows, slots = zip(*places, strict=True)
+        return torch.cat(rows), torch.cat(slots)
 
     def of_requests(self) -> Tensor:
         """Each request's carry `[n, L - 1, D]`, those that decode first; zeros for a request that starts.
@@ -141,7 +148,7 @@ class Carry(nn.Module):
         A CUDA graph has a fixed number of rows. Rows without a request have the null block as their page, and zeros.
         """
         metadata = self.slices[0].metadata
-        slots = slots_of(metadata)
+        slots = slots_before(metadata)
         states = self.pages[slots].flatten(1)[:, : self.num_states * self.hidden_size]
         # a page that is new to a request may still have the numbers of the last one that used it
         without = slots == NULL_BLOCK_ID
@@ -187,15 +194,33 @@ class Carry(nn.Module):
         part of a graph.
         """
         metadata = self.slices[0].metadata
-        decodes = torch.arange(metadata.num_decode_tokens + 1, device=self.slices[0].kv_cache[0].device)
+        if metadata.query_start_loc_d is not None:  # there may be drafts
+            decodes = metadata.query_start_loc_d.long()
+        else:
+            decodes = torch.arange(metadata.num_decode_tokens + 1, device=self.slices[0].kv_cache[0].device)
         if metadata.num_prefills == 0:
             return decodes
         return torch.cat((decodes, metadata.num_decode_tokens + metadata.query_start_loc_p[1:].long()))
 
 
-def slots_of(metadata: Any) -> Tensor:
-    """The page of each request in a slice, `[n]`; requests that decode come first."""
-    decoding = metadata.state_indices_tensor_d[: metadata.num_decodes, 0]
+def slots_before(metadata: Any) -> Tensor:
+    """The page with the state of the token before each request's first, `[n]`; requests that decode come first."""
+    pages = metadata.state_indices_tensor_d[: metadata.num_decodes]
+    decoding = pages[:, 0]
+    if metadata.num_accepted_tokens is not None:  # of the step before, its first token included
+        decoding = pages.gather(1, metadata.num_accepted_tokens[: metadata.num_decodes, None].long() - 1)[:, 0]
     if metadata.num_prefills == 0:
         return decoding.long()
     return torch.cat((decoding, metadata.state_indices_tensor_p)).long()
+
+
+def places_of_decodes(metadata: Any, begins: Tensor, lasts: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of requests that decode, and a page for each, from their first and last tokens `[m]`.
+
+    As many for each request as it can have, `[m * (1 + k)]`; where one has fewer, its last token goes to the null
+    block.
+    """
+    pages = metadata.state_indices_tensor_d[: metadata.num_decodes].long()
+    rows = begins[:, None] + torch.arange(pages.shape[1], device=pages.device)
+    slots = pages.masked_fill(rows > lasts[:, None], NULL_BLOCK_ID)
+    return torch.minimum(rows, lasts[:, None]).flatten(), slots.flatten()

@@ -10,6 +10,7 @@ from vllm.config.vllm import OptimizationLevel
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.kv_cache_interface import kv_cache_uses_per_token_head_scales
 
 from configuration_plt import PLTConfig
@@ -19,6 +20,7 @@ from .metrics import show_metrics
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+DRAFTS = ("ngram", "ngram_gpu")  # methods without a model of their own
 ACTIVATIONS_OF_EXPERTS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # and vLLM's names there
 OLDEST, NEWEST = "0.32", "0.33"  # minor versions: the suite runs on the first, the sources of both are checked
 logger = init_logger(__name__)
@@ -131,6 +133,22 @@ def check_pruning(config: Any, vllm_config: "VllmConfig") -> None:
             )
 
 
+def check_drafts(vllm_config: "VllmConfig") -> None:
+    """Raise ValueError for drafts by a model, and for those that vLLM cannot take back on this machine."""
+    method = vllm_config.speculative_config.method
+    if method not in DRAFTS:
+        names = " or ".join(map(repr, DRAFTS))
+        raise ValueError(
+            f"A PLT's drafts are looked up in the text before: `speculative_config` must have a `method` of {names}, "
+            f"got {method!r}."
+        )
+    if vllm_config.cache_config.enable_prefix_caching and not HAS_TRITON:
+        raise ValueError(
+            "Where prefixes are cached, vLLM takes rejected drafts back with kernels of Triton, which is not here: "
+            "with `speculative_config`, `enable_prefix_caching` must be False, got True."
+        )
+
+
 def check_step() -> None:
     """Raise ValueError if the step runs for graphs of its parts, which vLLM may turn to after `check_graphs`."""
     mode = get_forward_context().cudagraph_runtime_mode
@@ -162,10 +180,7 @@ class Checks(VerifyAndUpdateConfig):
                 "`tensor_parallel_size`."
             )
         if vllm_config.speculative_config is not None and config.has_carry:
-            raise ValueError(
-                "Speculative decoding is not supported for a PLT: a rejected draft would leave its state in the "
-                "carry. Start without `speculative_config`."
-            )
+            check_drafts(vllm_config)
         if vllm_config.cache_config.kv_sharing_fast_prefill:
             check_pruning(config, vllm_config)
         if config.num_loops > 1 and config.looped_stage.later_see != "all":

@@ -92,7 +92,8 @@ class PLTForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsQ
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[MambaStateCopyFunc, ...]:
-        return MambaStateCopyFuncCalculator.short_conv_state_copy_func()
+        # of a state that has a page for each token of a step with drafts, see `carry.py`
+        return MambaStateCopyFuncCalculator.linear_attention_state_copy_func()
 
     def get_model_state_cls(self) -> "type[ModelState]":
         """What the V2 runner keeps of requests; the V1 runner does not ask."""

@@ -27,6 +27,7 @@ def request_bytes(
     block_size: int,
     in_flight: int,
     prefix_caching: bool = True,
+    drafts: int = 0,
 ) -> int:
     """Bytes of the blocks that vLLM counts for a request; in use they are fewer once its prompt is done.
 
@@ -35,19 +36,20 @@ def request_bytes(
 
         of all keys         ceil(S / B) blocks
         of windows of W     ceil(min(S, W - 1 + F) / B) + 1, where F is the number of tokens under way
-        of the carry        1; with prefix caching 3, with pruned prompts 2 of them
+        of the carry        1, and one for each draft of a step; with prefix caching 2 more, with pruned prompts 1
 
     Args:
         item_size: bytes of a number in the cache.
         block_size: B, tokens of a block.
         in_flight: F: `max_num_batched_tokens`, twice with async scheduling.
+        drafts: `num_speculative_tokens`.
     """
     whole, windowed = layers_with_keys(config)
     slices = num_slices(config) if has_carry(config) else 0
     group = group_size(whole, windowed, slices)
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1
     number = blocks(whole, group) * blocks(context, block_size) + blocks(windowed, group) * of_window
-    number += blocks(slices, group) * (1 + 2 * prefix_caching)
+    number += blocks(slices, group) * (1 + drafts + 2 * prefix_caching)
     assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
     column = 2 * config.num_key_value_heads * config.head_dim * item_size
     return number * group * block_size * column

@@ -1,5 +1,7 @@
 """The carry in steps that a CPU never has, of CUDA graphs and dummy runs, with metadata that vLLM's functions make."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engines import BLOCK, OPTIONS, save_tiny
@@ -111,6 +113,73 @@ def test_a_carry_is_kept_inside_a_prompt_where_its_last_full_block_ends(carry, b
     for page, row in row_of_page.items():
         assert torch.equal(after[page], states[:, row].flatten())
     assert torch.equal(carry.pages[[7, 8]], before[[7, 8]]) and not carry.pages[0].any()
+
+
+@pytest.fixture
+def most_drafts(settings, monkeypatch) -> int:
+    """Of a request in a step; before there is a builder."""
+    speculative = SimpleNamespace(num_speculative_tokens=2, parallel_drafting=False)
+    monkeypatch.setattr(settings, "speculative_config", speculative)
+    monkeypatch.setattr(settings.cache_config, "mamba_cache_mode", "none")
+    return settings.num_speculative_tokens
+
+
+def kept_of(carry: Carry, states: torch.Tensor) -> torch.Tensor:
+    """What requests carry at the beginning of a step whose states are kept."""
+    before, (rows, slots) = carry.of_requests(), carry.places()
+    carry.keep(states[:, rows].transpose(0, 1), slots)
+    return before
+
+
+PAGES_OF_DRAFTS = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 0], [0, 0, 0]]).int()
+
+
+def with_drafts(lengths: list[int], ends: torch.Tensor | None = None) -> CommonAttentionMetadata:
+    """Of requests that decode, in a step whose `ends` lie where they lay in the step before."""
+    made = common(lengths, [5] * len(lengths), [0] * len(lengths))
+    decoding = torch.zeros(len(lengths), dtype=torch.bool)
+    pages = PAGES_OF_DRAFTS[: len(lengths)] * (torch.tensor(lengths) > 0)[:, None]
+    made = made.replace(block_table_tensor=pages, is_prefilling=decoding)
+    return made if ends is None else made.replace(query_start_loc=ends.copy_(made.query_start_loc))
+
+
+def test_a_request_with_drafts_goes_on_from_the_last_that_was_accepted(most_drafts, carry, builder, settings):
+    """After a step in which three requests had two drafts, none and one."""
+    assert most_drafts == 2
+    old, states = carry.pages.flatten(1)[:, : 2 * 56].clone(), torch.randn(2, 6, 56)
+    step = builder.build(0, with_drafts([3, 1, 2]), num_accepted_tokens=torch.tensor([1, 2, 2]).int())
+    with step_of(carry, step, settings):
+        assert not carry.is_decoding
+        assert torch.equal(kept_of(carry, states).flatten(1), old[[1, 5, 8]])
+    row_of_page, new = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5}, carry.pages.flatten(1)[:, : 2 * 56]
+    for page, row in row_of_page.items():
+        assert torch.equal(new[page], states[:, row].flatten())
+    assert torch.equal(new[5:7], old[5:7]) and not carry.pages[0].any()
+
+    step = builder.build(0, with_drafts([1, 1, 1]), num_accepted_tokens=torch.tensor([3, 1, 2]).int())
+    with step_of(carry, step, settings):
+        assert carry.is_decoding
+        expected = states[:, [2, 3, 5]]
+        assert torch.equal(shift(carry, torch.ones(3, 56)), expected)
+    assert torch.equal(carry.pages.flatten(1)[[1, 4, 7], : 2 * 56], (expected + 1).transpose(0, 1).flatten(1))
+
+
+def test_a_graph_of_steps_with_drafts_leaves_out_the_rows_that_fill_it(most_drafts, carry, builder, settings):
+    """Captured as vLLM does, for four requests of three tokens each, and replayed for two."""
+    lengths, states, graph = [1 + most_drafts] * ROWS, torch.randn(2, 12, 56), Graph()
+    captured = with_drafts(lengths).replace(block_table_tensor=torch.zeros(ROWS, 3, dtype=torch.int32))
+    with step_of(carry, builder.build_for_cudagraph_capture(captured), settings), graph, NoHostData():
+        assert not carry.is_decoding
+        before = kept_of(carry, states)
+    old = carry.pages.flatten(1)[:, : 2 * 56].clone()
+    states.normal_()
+    accepted = torch.tensor([2, 3, 1, 1]).int()
+    builder.build(0, with_drafts([3, 3, 0, 0], captured.query_start_loc), num_accepted_tokens=accepted)
+    graph.replay()
+    new = carry.pages.flatten(1)[:, : 2 * 56]
+    assert torch.equal(before.flatten(1), torch.cat((old[[2, 6]], torch.zeros(2, 2 * 56))))
+    assert torch.equal(new[1:7], states[:, :6].transpose(0, 1).flatten(1))
+    assert torch.equal(new[7:], old[7:]) and not carry.pages[0].any()
 
 
 @pytest.mark.parametrize("null_block", [0.0, float("nan")])

@@ -104,7 +104,7 @@ def test_the_reader_follows_the_plugin(installed):
         "vllm.config.cache.CacheConfig.sliding_window",
         "vllm.model_executor.layers.attention.attention.Attention()",
         "vllm.v1.attention.backends.registry.MambaAttentionBackendEnum.SHORT_CONV",
-        "vllm.v1.attention.backends.short_conv_attn.ShortConvAttentionMetadata.num_prefill_tokens",
+        "vllm.v1.attention.backends.short_conv_attn.ShortConvAttentionMetadata.num_accepted_tokens",
         "vllm.v1.core.sched.scheduler.Scheduler.kv_cache_config",
         "argument load_format of LLM",
         "argument tensor_parallel_size of engine",

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from configuration_plt import PLTConfig
+from serving_plt.vllm import checks
 from serving_plt.vllm.checks import OLDEST, Checks
 from serving_plt.vllm.register import register
 from serving_plt.vllm.weights import checked
@@ -34,19 +35,35 @@ def folder(tmp_path):
     ("options", "message"),
     [
         ({"pipeline_parallel_size": 2}, "`pipeline_parallel_size` must be 1, got 2"),
-        (
-            {"speculative_config": DRAFTS},
-            "rejected draft",
-        ),
+        ({"speculative_config": DRAFTS}, "`enable_prefix_caching` must be False, got True"),
         ({"disable_sliding_window": True}, r"derived max_model_len \(sliding_window=4"),
         ({"max_model_len": 1024}, "max_model_len"),
         ({"kv_cache_memory_bytes": 1 << 16}, "KV cache"),
     ],
-    ids=["pipeline parallel", "speculative decoding", "no window", "context", "memory"],
+    ids=["pipeline parallel", "drafts that cannot be taken back", "no window", "context", "memory"],
 )
 def test_options(folder, options, message):
     with pytest.raises(Exception, match=message), engine(folder, **options):
         pass
+
+
+@pytest.mark.parametrize(
+    ("has_triton", "cached", "method", "message"),
+    [
+        (True, True, "ngram", None),
+        (False, False, "ngram_gpu", None),
+        (False, True, "ngram", "`enable_prefix_caching` must be False, got True"),
+        (True, False, "eagle3", "must have a `method` of 'ngram' or 'ngram_gpu', got 'eagle3'"),
+    ],
+)
+def test_drafts(has_triton, cached, method, message, folder, monkeypatch):
+    """By a model of their own, or where vLLM lacks what takes a rejected one back."""
+    monkeypatch.setattr(checks, "HAS_TRITON", has_triton)
+    options = OPTIONS | {"speculative_config": DRAFTS, "enable_prefix_caching": False}
+    settings = EngineArgs(model=str(folder), **options).create_engine_config()
+    settings.cache_config.enable_prefix_caching, settings.speculative_config.method = cached, method
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        Checks.verify_and_update_config(settings)
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.32.0", "0.32.1.dev3+cpu", "0.33.0rc1", "0.33.4", "0.34.0rc1", "1.0"])

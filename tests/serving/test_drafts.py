@@ -1,0 +1,72 @@
+"""Drafts that are looked up in the text before (n-grams): tokens stay those of `generate`, whatever is accepted."""
+
+import pytest
+from engines import (
+    BLOCK,
+    OPTIONS,
+    as_prompts,
+    engine,
+    generated,
+    greedy,
+    layer_calls,
+    logprobs_of,
+    random_prompts,
+    save_tiny,
+    served,
+    served_with_logprobs,
+)
+
+from serving_plt.vllm.sizing import request_bytes
+from serving_plt.vllm.timed_engine import kv_bytes_per_token
+
+MOST = 3  # drafts in a step
+DRAFTS = {"method": "ngram", "num_speculative_tokens": MOST, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+WITH_DRAFTS = {"speculative_config": DRAFTS, "enable_prefix_caching": False}
+ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
+MODELS = {
+    "plt-3": ({"num_loops": 3}, {}),
+    "window of 1, pruned prompts": ({"sliding_window": 1}, {"kv_sharing_fast_prefill": True}),
+    "adapter, loops in turn": (ADAPTER | {"num_loops": 3}, {"hf_overrides": {"one_pass": False}}),
+}
+
+
+def repeating(periods=(2, 3, 5, 7, 11, 40), length: int = 90) -> list[list[int]]:
+    """Prompts that say a beginning again and again, so that drafts are found in them."""
+    return [
+        (prompt * length)[: length + period]
+        for prompt, period in zip(random_prompts(periods, 5), periods, strict=True)
+    ]
+
+
+def accepted(llm) -> list[int]:
+    """How many first, second, ... drafts of a step were accepted."""
+    return next(each.values for each in llm.get_metrics() if each.name.endswith("num_accepted_tokens_per_pos"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_those_of_generate(name, tmp_path, monkeypatch):
+    """Beside requests without drafts, prompts in chunks, and requests that were aborted or preempted."""
+    fields, options = MODELS[name]
+    model, prompts = save_tiny(tmp_path, **fields), random_prompts() + repeating()
+    calls = layer_calls(monkeypatch, lambda loops, rows: (len(loops), rows))
+    with engine(tmp_path, kv_cache_memory_bytes=2 << 20, **WITH_DRAFTS, **options) as llm:
+        longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
+        size = request_bytes(model.config, longest, 4, BLOCK, in_flight, prefix_caching=False, drafts=MOST)
+        assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.02)  # vLLM's count, in whole blocks
+        calls.clear()
+
+        tokens, logprobs = served_with_logprobs(llm, prompts)
+        assert tokens == generated(model, prompts)
+        assert sum(logprobs, []) == pytest.approx(sum(logprobs_of(model, prompts, tokens), []), abs=1e-3)
+        in_one_pass = any(loops > 1 for loops, _ in calls)
+        assert in_one_pass == ("hf_overrides" not in options)  # in steps without drafts
+
+        llm.llm_engine.add_request("gone", as_prompts(prompts[-1:])[0], greedy(100))
+        for _ in range(6):
+            llm.llm_engine.step()
+        llm.llm_engine.abort_request(["gone"])
+        prompts = repeating((4,) * 12, 40) + repeating()
+        assert served(llm, prompts, greedy(80)) == generated(model, prompts, 80)
+        found = {each.name: each for each in llm.get_metrics()}
+        drafts, preemptions = found["vllm:spec_decode_num_draft_tokens"], found["vllm:num_preemptions"]
+        assert min(accepted(llm)) > 0 and sum(accepted(llm)) < drafts.value and preemptions.value > 0
