@@ -20,6 +20,8 @@ LINES = {  # what the lines of a table show: row and figure of the file
     "PLT-2, one pass / plain": ("plt-2", "to plain"),
     "PLT-3, one pass / plain": ("plt-3", "to plain"),
     "PLT-2, one pass / in turn": ("plt-2", "to plt-2 in turn"),
+    "PLT-2, one pass, earlier / plain": ("plt-2, before", "to plain"),
+    "PLT-2, shared keys read by each loop / plain": ("plt-2, unfolded", "to plain"),
 }
 BY_LOOPS = {  # the columns of a table by loops: kind and figure of the file
     "in turn, ms": ("vanilla loop", "ms per token"),
@@ -167,6 +169,13 @@ SENTENCES = (  # text, a sentence with `{}` for each number, and the numbers
         figure("pruned-avx512", "prefill", "to plain", row="plt-2, pruned"),
         figure("pruned-avx512", "prefill", "ms", row="plain") / 1000,
         figure("pruned-avx512", "prefill", "to plain", **ONE_PASS),
+    ),
+    (
+        SECTION,
+        "it takes {} of plain's {} s pruned, and {} whole, in two rounds",
+        figure("pruned-16k-avx512", "prefill", "to plain", row="plt-2, pruned"),
+        figure("pruned-16k-avx512", "prefill", "ms", row="plain") / 1000,
+        figure("pruned-16k-avx512", "prefill", "to plain", **ONE_PASS),
     ),
     (SECTION, "An engine of 309M takes {} GB at most", max(figures("bfloat16-avx512", "memory", "GB at most"))),
 )
