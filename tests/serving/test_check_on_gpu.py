@@ -15,7 +15,8 @@ def test_a_dry_run_compares_tokens_in_every_way_and_measures_every_point(tmp_pat
     both = [*batches, "cached prefix"]
     ways = ["vLLM's defaults, bf16", *(f"vLLM's defaults, float32, {one}" for one in both)]
     ways += [f"enforce_eager, float32, {one}" for one in batches]
-    ways += [*(f"pruned prompts, float32, {one}" for one in both), "few blocks, float32, preempted"]
+    ways += [f"pruned prompts, float32, {one}" for one in both]
+    ways += ["drafts, float32, accepted", "few blocks, float32, preempted"]
     assert list(compared) == [f"greedy tokens as those of generate: {way}" for way in ways]
     for row in compared.values():
         assert row["result"] == "equal"

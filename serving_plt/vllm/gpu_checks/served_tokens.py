@@ -22,6 +22,7 @@ from .scale import Scale
 BLOCK = 32  # tokens of a page, where there are few
 ALTERNATIVES = 5  # whose log probabilities are compared at each token
 BEGINNING = 300  # tokens that prompts share, longer than a page
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 AS = "greedy tokens as those of generate"
 
 
@@ -40,6 +41,9 @@ def rows(scale: Scale) -> Iterator[Row]:
         yield from checks.on("enforce_eager, float32", in_float32 | {"enforce_eager": True}, checks.batches)
         pruned = in_float32 | {"kv_sharing_fast_prefill": True}
         yield from checks.on("pruned prompts, float32", pruned, checks.batches, checks.prefixes)
+        # without Triton, as on a CPU, vLLM cannot take drafts back where prefixes are cached
+        drafts = in_float32 | {"speculative_config": DRAFTS, "enable_prefix_caching": scale.device == "cuda"}
+        yield from checks.on("drafts, float32", drafts, checks.drafts)
         yield from checks.on("few blocks, float32", in_float32 | few, checks.preemption)
 
 
@@ -77,6 +81,12 @@ class ServedTokens:
         self.answers([beginning])
         prompts = [beginning + end for end in self.prompts([1, 7, 40], seed=5)]
         yield self.counted(f"{AS}: {name}, cached prefix", "prefix_cache_hits", prompts)
+
+    def drafts(self, name: str) -> Iterator[Row]:
+        """Prompts that repeat their beginning, beside others."""
+        prompts = [(prompt * 90)[: 90 + len(prompt)] for prompt in self.prompts([2, 3, 5, 7, 11])]
+        prompts += self.prompts([40, 1, 5])
+        yield self.counted(f"{AS}: {name}, accepted", "spec_decode_num_accepted_tokens", prompts, new_tokens=100)
 
     def preemption(self, name: str) -> Iterator[Row]:
         """More requests than the cache holds, which grow."""
