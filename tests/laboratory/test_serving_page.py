@@ -265,3 +265,16 @@ def test_the_figures_of_a_file_are_medians_of_its_rounds(file):
             both = [times[f"{kind}-{line['loops']}", *place] for kind in ("loop", "plt")]
             found = [in_turn / (line["loops"] * together) for in_turn, together in zip(*both, strict=True)]
             assert line["parallel efficiency"] == pytest.approx(median(found))
+
+
+LOAD = PAGE.split("\n## Under load\n")[1].split("\n## ")[0]
+
+
+def test_the_table_under_load_is_that_of_its_file():
+    (table,) = tables_of(LOAD)
+    lines = json.loads((ROOT / "results/serving/load-0.3b/load.json").read_text())["load"]
+    assert len(table) == len(lines)
+    for shown, line in zip(table, lines, strict=True):
+        assert (float(shown.pop("requests a second")), shown.pop("row")) == (line["rate"], line["row"])
+        for name, cell in shown.items():
+            assert is_rounded(cell, repr(line[name])), f"{line['row']} at {line['rate']}, {name}: {cell}"
