@@ -41,10 +41,10 @@ def rows(scale: Scale) -> Iterator[Row]:
         yield from checks.on("enforce_eager, float32", in_float32 | {"enforce_eager": True}, checks.batches)
         pruned = in_float32 | {"kv_sharing_fast_prefill": True}
         yield from checks.on("pruned prompts, float32", pruned, checks.batches, checks.prefixes)
+        yield from checks.on("few blocks, float32", in_float32 | few, checks.preemption)
         # without Triton, as on a CPU, vLLM cannot take drafts back where prefixes are cached
         drafts = in_float32 | {"speculative_config": DRAFTS, "enable_prefix_caching": scale.device == "cuda"}
         yield from checks.on("drafts, float32", drafts, checks.drafts)
-        yield from checks.on("few blocks, float32", in_float32 | few, checks.preemption)
 
 
 class ServedTokens:
