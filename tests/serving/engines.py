@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -48,22 +47,11 @@ def save_tiny(folder: Path, seed: int = 0, **fields) -> PLTForCausalLM:
 
 
 @contextlib.contextmanager
-def what_vllm_cannot_look_at_hidden():
-    """vLLM 0.32 looks at all that modules hold, and fails at one that comes with the drafts of an earlier engine."""
-    hidden = {name: sys.modules.pop(name) for name in ("llvmlite.binding.ffi",) if name in sys.modules}
-    try:
-        yield
-    finally:
-        sys.modules |= hidden
-
-
-@contextlib.contextmanager
 def engine(folder: Path, **options):
     """An engine, gone at the end."""
     llm = None
     try:
-        with what_vllm_cannot_look_at_hidden():
-            llm = LLM(str(folder), **OPTIONS | options)
+        llm = LLM(str(folder), **OPTIONS | options)
         yield llm
     finally:
         if llm is not None:
