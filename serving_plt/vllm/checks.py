@@ -20,7 +20,7 @@ from .metrics import show_metrics
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-DRAFTS = ("ngram", "ngram_gpu")  # methods without a model of their own
+DRAFT_METHODS = ("ngram", "ngram_gpu")  # methods without a model of their own
 ACTIVATIONS_OF_EXPERTS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # and vLLM's names there
 OLDEST, NEWEST = "0.32", "0.33"  # minor versions: the suite runs on the first, the sources of both are checked
 logger = init_logger(__name__)
@@ -136,8 +136,8 @@ def check_pruning(config: Any, vllm_config: "VllmConfig") -> None:
 def check_drafts(vllm_config: "VllmConfig") -> None:
     """Raise ValueError for drafts by a model, and for those that vLLM cannot take back on this machine."""
     method = vllm_config.speculative_config.method
-    if method not in DRAFTS:
-        names = " or ".join(map(repr, DRAFTS))
+    if method not in DRAFT_METHODS:
+        names = " or ".join(map(repr, DRAFT_METHODS))
         raise ValueError(
             f"A PLT's drafts are looked up in the text before: `speculative_config` must have a `method` of {names}, "
             f"got {method!r}."

@@ -18,11 +18,11 @@ from engines import (
     served_with_logprobs,
 )
 
+from serving_plt.vllm.gpu_checks.served_tokens import DRAFTS
 from serving_plt.vllm.sizing import request_bytes
 from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
-MOST = 3  # drafts in a step
-DRAFTS = {"method": "ngram", "num_speculative_tokens": MOST, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+MOST = DRAFTS["num_speculative_tokens"]  # in a step
 WITH_DRAFTS = {"speculative_config": DRAFTS, "enable_prefix_caching": False}
 ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 MODELS = {

@@ -18,11 +18,11 @@ from vllm.engine.arg_utils import EngineArgs
 from configuration_plt import PLTConfig
 from serving_plt.vllm import checks
 from serving_plt.vllm.checks import OLDEST, Checks
+from serving_plt.vllm.gpu_checks.served_tokens import DRAFTS
 from serving_plt.vllm.register import register
 from serving_plt.vllm.weights import checked
 
 GATE, KEY = "model.layers.0.self_attn.plt_gate.weight", "model.layers.1.self_attn.k_proj.weight"
-DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
 
 
 @pytest.fixture
