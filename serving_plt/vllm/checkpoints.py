@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.mamba.checkpoint import MambaPrefillCheckpointBuilder, MambaPrefillCheckpointMetadata
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend_with_overrides
 from vllm.v1.attention.backends.short_conv_attn import (
     ShortConvAttentionBackend,
@@ -24,9 +25,17 @@ from vllm.v1.kv_cache_interface import MambaSpec
 
 @dataclass
 class CarryMetadata(ShortConvAttentionMetadata):
-    """Of a step; with what to keep inside prompts, for each request that prefills, if there is any."""
+    """Of a step.
+
+    Attributes:
+        checkpoint: what to keep inside prompts, for each request that prefills; None if there is nothing.
+        without_drafts: which of the requests that decode have several tokens, none of them a draft `[num_decodes]`;
+            None if there is no such request. So vLLM's V1 runner takes one that was preempted, and has some of its own
+            answer left to be computed again.
+    """
 
     checkpoint: MambaPrefillCheckpointMetadata | None = None
+    without_drafts: Tensor | None = None
 
 
 class CarryBuilder(ShortConvAttentionMetadataBuilder):
@@ -44,10 +53,15 @@ class CarryBuilder(ShortConvAttentionMetadataBuilder):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, *rest: Any, **more: Any
     ) -> CarryMetadata:
-        built: Any = super().build(common_prefix_len, common_attn_metadata, *rest, **more)
+        m, built = common_attn_metadata, super().build(common_prefix_len, common_attn_metadata, *rest, **more)
+        if (drafts := more.get("num_decode_draft_tokens_cpu")) is not None:
+            several = m.query_start_loc_cpu.diff()[: built.num_decodes] > 1
+            without_drafts = several & (drafts[: built.num_decodes] < 0)
+            if without_drafts.any():
+                built.without_drafts = async_tensor_h2d(without_drafts, device=m.query_start_loc.device)
         if built.num_prefills > 0:
             requests = range(built.num_decodes, built.num_decodes + built.num_prefills)
-            built.checkpoint = self.checkpoints.build(common_attn_metadata, [*requests])
+            built.checkpoint = self.checkpoints.build(m, [*requests])
         return built
 
 
@@ -59,6 +73,14 @@ def inside(step: CarryMetadata) -> tuple[Tensor, Tensor] | None:
     if step.num_prefills == 0 or step.checkpoint is None:
         return None
     return step.checkpoint.checkpoint_offsets.long(), step.checkpoint.state_indices.long()
+
+
+def first_kept(step: CarryMetadata, begins: Tensor, lasts: Tensor) -> Tensor:
+    """Of requests that decode, with their first and last tokens in the step: the first one whose state is kept `[m]`.
+
+    All are kept, since the next step goes on from any; where none is a draft, it takes the last for the only one.
+    """
+    return begins if step.without_drafts is None else torch.where(step.without_drafts, lasts, begins)
 
 
 BACKEND = subclass_attention_backend_with_overrides(  # of the layer that a slice of the carry is

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import (
     AttentionBackend,
     CommonAttentionMetadata,
@@ -123,9 +124,10 @@ def shortened(m: CommonAttentionMetadata, reach: int) -> tuple[CommonAttentionMe
         return m, None
     kept, ends = kept_of(m.query_start_loc_cpu, reach)
     device = m.query_start_loc.device
-    kept = Kept(*(each.to(device, non_blocking=True) for each in kept))
+    # by pinned memory: a copy of any other waits for the GPU
+    kept = Kept(*(async_tensor_h2d(each, device=device) for each in kept))
     changed: dict[str, Any] = {
-        "query_start_loc": ends.to(device, non_blocking=True),
+        "query_start_loc": async_tensor_h2d(ends, device=device),
         "query_start_loc_cpu": ends,
         "num_actual_tokens": len(kept.rows),
         "max_query_len": reach,

@@ -164,6 +164,20 @@ def test_a_request_with_drafts_goes_on_from_the_last_that_was_accepted(most_draf
     assert torch.equal(carry.pages.flatten(1)[[1, 4, 7], : 2 * 56], (expected + 1).transpose(0, 1).flatten(1))
 
 
+def test_of_several_tokens_without_drafts_the_last_is_carried(most_drafts, carry, builder, settings):
+    """As of a request that was preempted, which vLLM's V1 runner takes for one that decodes; others have drafts."""
+    old, states = carry.pages.flatten(1)[:, : 2 * 56].clone(), torch.randn(2, 6, 56)
+    drafts, accepted = torch.tensor([2, -1, 0]).int(), torch.tensor([2, 1, 1]).int()
+    step = builder.build(0, with_drafts([3, 2, 1]), num_accepted_tokens=accepted, num_decode_draft_tokens_cpu=drafts)
+    assert step.num_decodes == 3
+    with step_of(carry, step, settings):
+        assert torch.equal(kept_of(carry, states).flatten(1), old[[2, 4, 7]])
+    row_of_page, new = {1: 0, 2: 1, 3: 2, 4: 4, 7: 5}, carry.pages.flatten(1)[:, : 2 * 56]
+    for page, row in row_of_page.items():
+        assert torch.equal(new[page], states[:, row].flatten())
+    assert torch.equal(new[[5, 6, 8]], old[[5, 6, 8]]) and not carry.pages[0].any()
+
+
 def test_a_graph_of_steps_with_drafts_leaves_out_the_rows_that_fill_it(most_drafts, carry, builder, settings):
     """Captured as vLLM does, for four requests of three tokens each, and replayed for two."""
     lengths, states, graph = [1 + most_drafts] * ROWS, torch.randn(2, 12, 56), Graph()

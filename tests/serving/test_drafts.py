@@ -28,6 +28,8 @@ ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None
 MODELS = {
     "plt-3": ({"num_loops": 3}, {}),
     "window of 1, pruned prompts": ({"sliding_window": 1}, {"kv_sharing_fast_prefill": True}),
+    "plt-3, pruned prompts": ({"num_loops": 3}, {"kv_sharing_fast_prefill": True}),
+    "adapter": (ADAPTER | {"num_loops": 3}, {}),
     "adapter, loops in turn": (ADAPTER | {"num_loops": 3}, {"hf_overrides": {"one_pass": False}}),
 }
 
@@ -79,3 +81,23 @@ def test_greedy_tokens_are_those_of_generate(name, tmp_path, monkeypatch):
         found = {each.name: each for each in llm.get_metrics()}
         drafts, preemptions = found["vllm:spec_decode_num_draft_tokens"], found["vllm:num_preemptions"]
         assert min(accepted(llm)) > 0 and sum(accepted(llm)) < drafts.value and preemptions.value > 0
+
+
+def test_a_request_that_was_preempted_computes_its_own_tokens_again(tmp_path):
+    """The last few of them in a step of their own, which vLLM takes for a step with drafts."""
+    model, prompts = save_tiny(tmp_path, num_loops=3), random_prompts(range(20, 32), seed=5)
+    full, last = OPTIONS["max_num_batched_tokens"], range(2, 2 + MOST)
+    expected, found, times = generated(model, prompts, 80), [], 0
+    with engine(tmp_path, **WITH_DRAFTS) as llm:
+        core = llm.llm_engine
+        for number, prompt in enumerate(prompts):
+            core.add_request(str(number), as_prompts([prompt])[0], greedy(80))
+            tokens, before = [], times
+            while len(tokens) < 80:
+                for output in core.step():
+                    tokens = output.outputs[0].token_ids
+                if times == before and len(prompt) + len(tokens) - full in last:
+                    assert llm.reset_prefix_cache(reset_running_requests=True)
+                    times += 1
+            found.append(list(tokens))
+        assert found == expected and times > len(prompts) / 2
