@@ -14,6 +14,9 @@ from .configs import ServedConfig
 PUBLISHED_GATE, GATE = ".loop_gate_proj.", ".plt_gate."
 EXPERTS = re.compile(r"(.*\.experts)\.routed_experts\.(w13|w2)_(.*)")  # vLLM's names of those of all experts
 OF_EXPERTS = {"w13": ("gate_proj", "up_proj"), "w2": ("down_proj",)}
+# what a quantized folder stores otherwise
+QUANTIZED = re.compile(r".*_proj\..*|lm_head\.weight|model\.adapter\.weight")
+SCALES = {"weight_scale", "weight_scale_inv", "scales"}  # of weights, without which they mean nothing
 
 
 def checked(
@@ -22,8 +25,9 @@ def checked(
     """Yield the tensors as they are, each checked against the config.
 
     Args:
-        stored: of a quantized folder, the names by `stored_names`. Projections and the head are then stored otherwise,
-            with scales beside them: of these, the names are checked, and not the shapes, which vLLM checks.
+        stored: of a quantized folder, the names by `stored_names`. Projections, the adapter and the head are then
+            stored otherwise, with scales beside them: of these, the names are checked, and not the shapes, which vLLM
+            checks.
 
     Raises:
         ValueError: a tensor is unknown or has a wrong shape, when it comes; or some are missing, at the end.
@@ -32,7 +36,7 @@ def checked(
     # a tied head may be there, too
     wanted = {"lm_head.weight": needed["model.embed_tokens.weight"]} | needed
     if stored is not None:
-        wanted = {name: shape for name, shape in wanted.items() if "_proj." not in name and name != "lm_head.weight"}
+        wanted = {name: shape for name, shape in wanted.items() if not QUANTIZED.fullmatch(name)}
     seen = set()
     for name, tensor in weights:
         ours = name.replace(PUBLISHED_GATE, GATE)
@@ -49,7 +53,7 @@ def checked(
     missing = (wanted.keys() & needed.keys()) - seen
     if stored is not None:
         # vLLM makes some itself, as zeros of a symmetric format: of these a folder has none
-        kinds = {kind_of(name) for name in seen}
+        kinds = {kind_of(name) for name in seen} | SCALES
         missing |= {name for name in stored - seen if kind_of(name) in kinds}
     if missing:
         raise ValueError(f"The checkpoint lacks {', '.join(sorted(missing))}.")

@@ -1,46 +1,21 @@
 """LoRA adapters: each request gets the tokens of the model that its adapter is merged into."""
 
-import json
-
 import pytest
 import torch
 from engines import NEW, as_prompts, engine, generated, greedy, layer_calls, random_prompts, save_tiny, served
-from safetensors.torch import save_file
 from torch import nn
 from vllm.forward_context import set_forward_context
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 
 from modeling_plt import PLTForCausalLM
+from serving_plt.vllm.gpu_checks.adapters import RANK, add_adapter
 from serving_plt.vllm.lora import LoopByLoop, all_loops
 
-RANK, ALPHA = 4, 16
-TARGETS = (
-    *(f"self_attn.{name}_proj" for name in "qvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "down")),
-    "model.adapter",
-)
 LOOPS, LOOPED = 3, 2
 FIELDS = {"num_loops": LOOPS, "num_hidden_layers": LOOPED + 2, "num_prelude_layers": 1, "num_coda_layers": 1}
 # a matrix for the input of later loops, which has fewer rows than the layers
 FIELDS |= {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
-
-
-def add_adapter(model, folder, seed: int) -> None:
-    """Write an adapter as PEFT does, and merge it into the model."""
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name, module in model.named_modules():
-        if name.endswith(TARGETS):
-            first = 0.3 * torch.randn(RANK, module.in_features, generator=generator)
-            second = 0.3 * torch.randn(module.out_features, RANK, generator=generator)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = first
-            tensors[f"base_model.model.{name}.lora_B.weight"] = second
-            module.weight.data += ALPHA / RANK * second @ first
-    names = [target.split(".")[1] for target in TARGETS]
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": names, "bias": "none"}
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")

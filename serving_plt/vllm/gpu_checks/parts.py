@@ -22,6 +22,7 @@ ENVIRONMENT = Part(f"{HERE}.environment")  # always the first
 PARTS = {
     "tokens": Part(f"{HERE}.tokens"),
     "vllm-tokens": Part(f"{HERE}.served_tokens", needs="vllm"),
+    "vllm-models": Part(f"{HERE}.served_models", needs="vllm"),
     "latency": Part(f"{HERE}.latency"),
     "vllm-latency": Part(f"{HERE}.served_latency", needs="vllm"),
     "flash": Part(f"{HERE}.flash"),

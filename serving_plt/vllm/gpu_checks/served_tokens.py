@@ -27,16 +27,13 @@ AS = "greedy tokens as those of generate"
 
 
 def rows(scale: Scale) -> Iterator[Row]:
-    # as `vllm serve` does: a fork of a process that has computed on a CPU may wait for threads that it does not have
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     with TemporaryDirectory() as folder:
         checks = ServedTokens(scale, Path(folder), checked_model())
-        checks.model.save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
+        save(checks.model, Path(folder))
         in_float32 = {"dtype": "float32"} | scale.engine
         few = {"num_gpu_blocks_override": scale.few_blocks, "block_size": BLOCK, "max_model_len": 256}
         few |= {"max_num_seqs": scale.waiting}
-        yield from checks.on("vLLM's defaults, bf16", {"dtype": "auto"} | scale.engine, checks.defaults)
+        yield from checks.on("vLLM's defaults, bf16", {"dtype": "auto"} | scale.engine, checks.few_prompts)
         yield from checks.on("vLLM's defaults, float32", in_float32, checks.batches, checks.prefixes)
         yield from checks.on("enforce_eager, float32", in_float32 | {"enforce_eager": True}, checks.batches)
         pruned = in_float32 | {"kv_sharing_fast_prefill": True}
@@ -47,11 +44,16 @@ def rows(scale: Scale) -> Iterator[Row]:
         yield from checks.on("drafts, float32", drafts, checks.drafts)
 
 
+def save(model: PLTForCausalLM, folder: Path) -> None:
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
 class ServedTokens:
     """A model, its folder, and what is asked of its engines; each check takes the name of the engine."""
 
-    def __init__(self, scale: Scale, folder: Path, model: PLTForCausalLM):
-        self.scale, self.folder, self.model = scale, folder, model
+    def __init__(self, scale: Scale, folder: Path, model: PLTForCausalLM, adapter: Path | None = None):
+        self.scale, self.folder, self.model, self.adapter = scale, folder, model, adapter
         self.llm: Any = None
 
     def on(self, name: str, options: dict[str, Any], *checks: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
@@ -63,9 +65,9 @@ class ServedTokens:
         except Exception as error:
             yield failed(f"{AS}: {name}, what is not above", error)
 
-    def defaults(self, name: str) -> Iterator[Row]:
+    def few_prompts(self, name: str, bound: float = IN_BFLOAT16) -> Iterator[Row]:
         prompts = self.prompts([40, 1, 5, 130])
-        yield compare(f"{AS}: {name}", self.expected(prompts), self.answers(prompts), IN_BFLOAT16)
+        yield compare(f"{AS}: {name}", self.expected(prompts), self.answers(prompts), bound)
 
     def batches(self, name: str) -> Iterator[Row]:
         """Prompts of all lengths in one batch: some prefill while others decode."""
@@ -110,12 +112,13 @@ class ServedTokens:
 
     def answers(self, prompts: list[list[int]], new_tokens: int | None = None) -> list[Answer]:
         from vllm import SamplingParams, TokensPrompt  # starts threads and reads the environment
+        from vllm.lora.request import LoRARequest
 
         settings = {"max_tokens": new_tokens or self.scale.new_tokens, "logprobs": ALTERNATIVES}
         params = SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **settings)
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False
-        )
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        adapter = None if self.adapter is None else LoRARequest(self.adapter.name, 1, str(self.adapter))
+        outputs = self.llm.generate(asked, params, use_tqdm=False, lora_request=adapter)
         answers = []
         for output in outputs:
             entries = output.outputs[0].logprobs
@@ -128,6 +131,8 @@ class ServedTokens:
 @contextmanager
 def engine(folder: Path, options: dict[str, Any]) -> Iterator[Any]:
     """An engine, gone at the end."""
+    # as `vllm serve` does: a fork of a process that has computed on a CPU may wait for threads that it does not have
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 

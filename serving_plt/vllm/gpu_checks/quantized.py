@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quantized checkpoints as their publishers write them: the tensors of each projection, and what config.json says.
 
 Of compressed-tensors (llmcompressor) W8A8, an integer for each weight and a scale for each output; activations are
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from modeling_plt import PLTForCausalLM
 
 GROUP = 32
-INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
+EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
 W8A8 = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
@@ -22,8 +25,8 @@ W8A8 = {
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
-            "weights": INT8 | {"strategy": "channel", "dynamic": False},
-            "input_activations": INT8 | {"strategy": "token", "dynamic": True},
+            "weights": EIGHT_BITS | {"strategy": "channel", "dynamic": False},
+            "input_activations": EIGHT_BITS | {"strategy": "token", "dynamic": True},
         }
     },
 }
@@ -67,16 +70,19 @@ def pack(values: Tensor) -> Tensor:
     return torch.where(packed >= 2**31, packed - 2**32, packed).int()
 
 
-FORMATS = {"compressed-tensors W8A8": (w8a8, W8A8), "GPTQ": (gptq, GPTQ)}
+INT8, INT4 = "compressed-tensors W8A8", "GPTQ"
+FORMATS = {INT8: (w8a8, W8A8), INT4: (gptq, GPTQ)}
+STORED = ("_proj", ".adapter")  # ends of the names of what is quantized
 
 
 def quantize(folder: Path, name: str) -> dict[str, Tensor]:
-    """Write a saved model's projections in a format; returns the weights that its tensors stand for."""
+    """Write projections and adapter of a saved model in a format; returns the weights that its tensors stand for."""
     store, config = FORMATS[name]
-    tensors, meant = {}, {}
+    tensors: dict[str, Tensor] = {}
+    meant: dict[str, Tensor] = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         module, _, kind = key.rpartition(".")
-        if module.endswith("_proj") and kind == "weight":
+        if module.endswith(STORED) and kind == "weight":
             stored, meant[key] = store(tensor)
             tensors |= {f"{module}.{part}": each for part, each in stored.items()}
         else:
@@ -85,3 +91,17 @@ def quantize(folder: Path, name: str) -> dict[str, Tensor]:
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"quantization_config": config}))
     return meant
+
+
+def to_int8(states: Tensor) -> Tensor:
+    """What a row `[..., in]` stands for as integers with one scale."""
+    scale = states.abs().amax(dim=-1, keepdim=True) / 127
+    return (states / scale).round() * scale
+
+
+def quantize_with(model: PLTForCausalLM, folder: Path, name: str) -> None:
+    """Let a model that is saved in a folder compute as the folder does once it is quantized, and quantize it."""
+    model.load_state_dict(quantize(folder, name))
+    for key, module in model.named_modules():
+        if name == INT8 and key.endswith(STORED) and isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (to_int8(inputs[0]),))
