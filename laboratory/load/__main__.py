@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         for piece in tqdm([*pieces(plan)], unit="turn"):
             if not store.has(piece):
                 store.write(piece, run(piece, plan, running[piece.row], before[piece.row]))
-                write_report(args.output, plan, setup_of(plan), store.results())
+                write_report(args.output, plan, setup_of(plan), store.results(plan))
     print(f"Wrote {args.output.resolve()}")
 
 

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vllm.benchmarks.serve import add_cli_args
@@ -20,6 +21,7 @@ from serving_plt.vllm.server import NAME, Server
 
 from .plan import Plan
 from .served import TOGETHER, Served
+from .soundness import UnsoundError
 
 FIGURES = {  # of vLLM's report
     "completed": "completed",
@@ -70,6 +72,9 @@ def leaving(server: Server, plan: Plan, rate: float, seed: int) -> Iterator[list
 
     Gives:
         how many parts each of them read.
+
+    Raises:
+        UnsoundError: one of them was refused; at the end.
     """
     draw, ended, read = random.Random(seed), threading.Event(), []
 
@@ -77,23 +82,29 @@ def leaving(server: Server, plan: Plan, rate: float, seed: int) -> Iterator[list
         while rate and not ended.wait(draw.expovariate(rate)):
             read.append(leave_early(server, draw.choices(range(10), k=plan.prompt), plan, draw.randrange(6)))
 
-    thread = threading.Thread(target=come)
-    thread.start()
-    try:
-        yield read
-    finally:
-        ended.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(come)
+        try:
+            yield read
+        finally:
+            ended.set()
+        coming.result()
 
 
 def leave_early(server: Server, prompt: list[int], plan: Plan, parts: int) -> int:
-    """Ask for the longest answer there can be, and hang up after so many parts of it; none may have come yet."""
+    """Ask for the longest answer there can be, and hang up after so many parts of it; none may have come yet.
+
+    Raises:
+        UnsoundError: the server refuses.
+    """
     connection = http.client.HTTPConnection(server.address.removeprefix("http://"))
     asked = {"model": NAME, "prompt": prompt, "max_tokens": plan.longest - len(prompt), "stream": True}
     body = json.dumps(asked | {"ignore_eos": True})
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     if parts:
         answer = connection.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise UnsoundError(f"The server must answer, got status {answer.status}: {answer.read().decode()}")
         for _ in range(2 * parts):  # an empty line follows each
             answer.readline()
     else:

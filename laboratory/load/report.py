@@ -19,6 +19,7 @@ from .clients import FIGURES
 from .plan import ROWS, Plan
 
 SHOWN = [name for name in FIGURES if name not in ("completed", "failed", "seconds")]
+COUNTED = {"completed": "requests", "left": "left"}  # in all rounds: what the table calls it
 COMPARED = ("tokens/s", "first token p50, ms", "per token p50, ms")  # with plain
 DRAWN = {  # file of a plot: what it shows
     "throughput": "tokens/s",
@@ -41,7 +42,7 @@ def by_rate(results: list[dict]) -> pd.DataFrame:
 
     The ratio is of what ran in the same round.
     """
-    rounds = pd.DataFrame(results).pivot(index="round", columns=["rate", "row"], values=[*SHOWN, "left"])
+    rounds = pd.DataFrame(results).pivot(index="round", columns=["rate", "row"], values=[*SHOWN, *COUNTED])
     lines = []
     for rate in sorted({result["rate"] for result in results}):
         for row in ROWS:
@@ -54,7 +55,7 @@ def by_rate(results: list[dict]) -> pd.DataFrame:
                 if name in COMPARED and (name, rate, "plain") in rounds:
                     ratio = rounds[name, rate, row] / rounds[name, rate, "plain"]
                     line[f"{name}, to plain"] = ratio.median()
-            lines.append(line | {"left": int(rounds["left", rate, row].sum())})
+            lines.append(line | {shown: int(rounds[name, rate, row].sum()) for name, shown in COUNTED.items()})
     return pd.DataFrame(lines)
 
 
@@ -64,7 +65,7 @@ def load_section(results: list[dict], title: str) -> Section:
         "Rate: requests that come in a second, at random times. First token: from the request to it; between tokens: "
         "each gap between two parts of an answer, of which a busy client finds several at once; per token: the mean "
         "gap of an answer. Medians of the rounds; to plain: the median of the ratios to plain in the same round. "
-        "Left: further clients, which hung up before the end of their answers.",
+        "Requests: in all rounds. Left: further clients, which hung up before the end of their answers.",
         "Server and clients share the cores. At a rate that a row cannot serve, its requests queue, so that the time "
         "to the first token grows with the length of the load.",
     ]
@@ -82,13 +83,14 @@ def draw(table: pd.DataFrame, name: str, title: str) -> Figure:
 
 
 def memory_section(results: list[dict]) -> Section:
-    """Of the pieces after a server's start, and of the last one."""
-    lines = []
-    for row in ROWS:
-        own = [result for result in results if result["row"] == row]
-        if own:
-            before, after = own[0]["bytes before"], own[-1]["bytes after"]
-            requests = sum(result["completed"] + result["left"] for result in own)
-            lines.append({"row": row, "requests": requests, "GB before": before / 1e9, "GB after": after / 1e9})
-    notes = ["All processes of a server; before the first piece of the load and after the last one."]
-    return Section("memory", "Memory of the server", pd.DataFrame(lines), notes)
+    """Before a row's first turn in a round, and after each."""
+    lines: dict[tuple[int, str], dict] = {}
+    for result in results:
+        start = {name: result[name] for name in ("round", "row")} | {"GB before": result["bytes before"] / 1e9}
+        line = lines.setdefault((result["round"], result["row"]), start)
+        line[f"GB after {result['rate']:g} a second"] = result["bytes after"] / 1e9
+    notes = [
+        "All processes of a server, before its first turn in a round and after each. A run that was stopped and went "
+        "on has new servers."
+    ]
+    return Section("memory", "Memory of the server", pd.DataFrame([*lines.values()]), notes)

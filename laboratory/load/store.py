@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..report import write_whole
-from .plan import Piece, Plan
+from .plan import Piece, Plan, pieces
 
 
 class Store:
@@ -44,8 +44,7 @@ class Store:
     def write(self, piece: Piece, result: dict) -> None:
         write_whole(self.file(piece), json.dumps(asdict(piece) | result, indent=1) + "\n")
 
-    def results(self) -> list[dict]:
-        """Of all pieces that there are, round after round."""
-        files = self.pieces.glob("round-*.json")
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        return sorted(found, key=lambda result: result["round"])
+    def results(self, plan: Plan) -> list[dict]:
+        """Of all pieces that there are, in the order of their turns."""
+        found = (self.file(piece) for piece in pieces(plan) if self.has(piece))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in found]

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -48,13 +49,15 @@ def test_a_run_measures_what_it_says_and_goes_on_where_it_was_stopped(tmp_path, 
     assert [line["row"] for line in found["load"]] == [*ROWS]
     assert sum(line["left"] for line in found["load"]) > 0
     for line in found["load"]:
+        assert line["requests"] == 2 * round(8 * 60 * 0.03 / 2)
         assert line["rate"] == 8 and line["tokens/s"] > 0
         assert 0 < line["first token p50, ms"] <= line["first token p99, ms"]
         assert 0 < line["between tokens p50, ms"] <= line["between tokens p99, ms"]
         assert 0 < line["per token p50, ms"] <= line["per token p99, ms"]
         assert len(line["tokens/s, by round"]) == 2
-    assert all(line["GB before"] > 0.1 and line["GB after"] > 0.1 for line in found["memory"])
-    assert found["memory"][0]["requests"] >= 8 * 60 * 0.03
+    assert all(line["GB before"] > 0.1 and line["GB after 8 a second"] > 0.1 for line in found["memory"])
+    turns = [(number, row) for number, rows in enumerate((ROWS, ROWS[1:] + ROWS[:1])) for row in rows]
+    assert [(line["round"], line["row"]) for line in found["memory"]] == turns
     assert (tmp_path / "first_token.png").stat().st_size > 0
     # again, after a piece was lost
     lost, ran = next((tmp_path / "pieces").glob("round-1*plain.json")), []
@@ -119,6 +122,13 @@ def test_a_page_that_is_held_without_a_request_fails_the_check(served, monkeypat
     monkeypatch.setattr(soundness, "metric", lambda server, name: leaking.get(name) or metric(server, name))
     with pytest.raises(UnsoundError, match="No page of the cache must be held without a request, got 1.00%"):
         check(served.server, PLAN, before)
+
+
+def test_a_client_that_is_refused_fails_the_load(served):
+    """Here of a prompt that leaves no room for an answer."""
+    refused, message = replace(PLAN, prompt=LONG.longest + 1), "The server must answer, got status 400"
+    with pytest.raises(UnsoundError, match=message), clients.leaving(served.server, refused, 1000.0, seed=0):
+        time.sleep(1)
 
 
 def test_the_tokens_that_are_compared_tell_states_apart(served):
