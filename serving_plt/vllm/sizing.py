@@ -27,21 +27,25 @@ def request_bytes(
     block_size: int,
     in_flight: int,
     prefix_caching: bool = True,
+    pruned: bool = False,
     drafts: int = 0,
 ) -> int:
     """Bytes of the blocks that vLLM counts for a request; in use they are fewer once its prompt is done.
+
+    In a server of one process: of several, each has its share of the keys, and all of the carry.
 
     vLLM has layers of three kinds here: loops that keep all their keys, windows, and slices of the carry. It puts the
     layers of a kind into groups of one size, and a block holds B tokens of a group. For S tokens a group needs
 
         of all keys         ceil(S / B) blocks
         of windows of W     ceil(min(S, W - 1 + F) / B) + 1, where F is the number of tokens under way
-        of the carry        1, and one for each draft of a step; with prefix caching 2 more, with pruned prompts 1
+        of the carry        1, and one for each draft of a step; with prefix caching 2 more, of pruned prompts 1 more
 
     Args:
         item_size: bytes of a number in the cache.
         block_size: B, tokens of a block.
         in_flight: F: `max_num_batched_tokens`, twice with async scheduling.
+        pruned: whether prompts are, see `pruning.py`.
         drafts: `num_speculative_tokens`.
     """
     whole, windowed = layers_with_keys(config)
@@ -49,7 +53,7 @@ def request_bytes(
     group = group_size(whole, windowed, slices)
     of_window = blocks(min(context, config.sliding_window - 1 + in_flight), block_size) + 1
     number = blocks(whole, group) * blocks(context, block_size) + blocks(windowed, group) * of_window
-    number += blocks(slices, group) * (1 + drafts + 2 * prefix_caching)
+    number += blocks(slices, group) * (1 + drafts + prefix_caching * (1 if pruned else 2))
     assert config.num_key_value_heads is not None and config.head_dim is not None  # the config has set both
     column = 2 * config.num_key_value_heads * config.head_dim * item_size
     return number * group * block_size * column
@@ -93,10 +97,19 @@ def main(arguments: list[str] | None = None) -> None:
         default=4096,
         help="tokens under way: `--max-num-batched-tokens`, twice with async scheduling; default: %(default)s",
     )
+    parser.add_argument(
+        "--drafts", type=int, default=0, help="of a step: `num_speculative_tokens`; default: %(default)s, no drafts"
+    )
+    parser.add_argument(
+        "--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="vLLM's; default: %(default)s"
+    )
+    parser.add_argument("--pruned", action="store_true", help="as with `--kv-sharing-fast-prefill`")
     args = parser.parse_args(arguments)
     if args.model not in SIZES and not Path(args.model).is_dir():
         parser.error(f"`model` must be a folder or one of {', '.join(DENSE_SIZES)}, got {args.model}.")
-    settings = {"item_size": ITEM_SIZES[args.cache_dtype], "block_size": args.block_size, "in_flight": args.in_flight}
+    settings = {"item_size": ITEM_SIZES[args.cache_dtype]}
+    names = ("block_size", "in_flight", "prefix_caching", "pruned", "drafts")
+    settings |= {name: getattr(args, name) for name in names}
     print(table(config_of(args.model), args.contexts, args.batches, **settings))
 
 

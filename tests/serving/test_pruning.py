@@ -11,6 +11,7 @@ import torch
 from engines import (
     BLOCK,
     LOOPS,
+    OPTIONS,
     PRUNED,
     as_prompts,
     engine,
@@ -31,6 +32,8 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from serving_plt.vllm.carry import Carry, CarrySlice
 from serving_plt.vllm.decoder import PLTModel
 from serving_plt.vllm.model import PLTForCausalLM
+from serving_plt.vllm.sizing import request_bytes
+from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 LAYERS, WINDOW = 3, 4
 ALONE = random_prompts((64, 50, 33, 21, 12, 7), seed=4)
@@ -80,6 +83,12 @@ def test_greedy_tokens_are_those_of_generate(llm, model):
     for _ in range(2):
         assert served(llm, prompts) == expected
     assert served(llm, prompts[::-1]) == expected[::-1]
+
+
+def test_the_cache_of_a_request_is_counted(llm, model):
+    longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
+    size = request_bytes(model.config, longest, item_size=4, block_size=BLOCK, in_flight=in_flight, pruned=True)
+    assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.01)  # vLLM's count, in whole blocks
 
 
 def test_a_window_that_was_not_computed_is_not_found_again(llm, model):
