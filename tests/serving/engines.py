@@ -35,6 +35,9 @@ OPTIONS = {
     "disable_log_stats": False,
 }
 
+# of a config: Huginn's, a matrix that reads what loops start from beside the state of the token before
+ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
+
 # a prefix is found again at every end of a step, and not at the last block of a prompt alone
 PRUNED = {"kv_sharing_fast_prefill": True, "prefix_cache_retention_interval": None}
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import NEW, as_prompts, engine, generated, greedy, layer_calls, random_prompts, save_tiny, served
+from engines import ADAPTER, NEW, as_prompts, engine, generated, greedy, layer_calls, random_prompts, save_tiny, served
 from torch import nn
 from vllm.forward_context import set_forward_context
 from vllm.lora.layers import LoRAMapping
@@ -15,7 +15,7 @@ from serving_plt.vllm.lora import LoopByLoop, all_loops
 LOOPS, LOOPED = 3, 2
 FIELDS = {"num_loops": LOOPS, "num_hidden_layers": LOOPED + 2, "num_prelude_layers": 1, "num_coda_layers": 1}
 # a matrix for the input of later loops, which has fewer rows than the layers
-FIELDS |= {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
+FIELDS |= ADAPTER
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from engines import (
+    ADAPTER,
     BLOCK,
     OPTIONS,
     as_prompts,
@@ -24,7 +25,6 @@ from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 MOST = DRAFTS["num_speculative_tokens"]  # in a step
 WITH_DRAFTS = {"speculative_config": DRAFTS, "enable_prefix_caching": False}
-ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 MODELS = {
     "plt-3": ({"num_loops": 3}, {}),
     "window of 1, pruned prompts": ({"sliding_window": 1}, {"kv_sharing_fast_prefill": True}),

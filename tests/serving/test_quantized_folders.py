@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import engine, generated, loaded, logprobs_of, random_prompts, save_tiny, served_with_logprobs
+from engines import ADAPTER, engine, generated, loaded, logprobs_of, random_prompts, save_tiny, served_with_logprobs
 from safetensors.torch import load_file, save_file
 
 from modeling_plt import PLTForCausalLM
@@ -12,7 +12,6 @@ SIZES = {"hidden_size": 64, "intermediate_size": 64}  # the CPU's kernel of 4 bi
 # float32 is not among GPTQ's dtypes. Integers of activations differ where a sum rounds otherwise, which later layers
 # enlarge: so half of the log probabilities are equal, and the others near
 SETTINGS = {INT8: ("float32", 1e-5, 0.1), INT4: ("float16", 0.02, 0.03)}
-ADAPTER = {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 LOST = {INT8: "self_attn.k_proj.weight_scale", INT4: "self_attn.k_proj.scales"}
 
 

@@ -1,16 +1,26 @@
 """Every kind of model that the package has is served with the tokens of `generate`, anew and from cached prefixes."""
 
 import pytest
-from engines import BLOCK, OPTIONS, engine, generated, logprobs_of, random_prompts, save_tiny, served_with_logprobs
+from engines import (
+    ADAPTER,
+    BLOCK,
+    OPTIONS,
+    engine,
+    generated,
+    logprobs_of,
+    random_prompts,
+    save_tiny,
+    served_with_logprobs,
+)
 from tiny import EXPERTS
 
 from serving_plt.vllm.sizing import request_bytes
 from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
-ADAPTER = {"num_coda_layers": 1, "loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 HUGINN = ADAPTER | {
     "num_hidden_layers": 4,
     "num_prelude_layers": 1,
+    "num_coda_layers": 1,
     "coda_norm": True,
     "norm_placement": "residual",
     "embedding_multiplier": 2.0,
@@ -40,7 +50,7 @@ VARIANTS = {
     "prelude alone, norm of the output": {"num_prelude_layers": 1, "norm_placement": "output", "loop_norm": False},
     "Huginn": HUGINN | {"initial_state": "zeros", "loop_attention": "own", "loop_shift": False},
     "Huginn as a PLT": HUGINN | {"initial_state": "prelude", "loop_norm": False},
-    "adapter in later loops alone": ADAPTER,
+    "adapter in later loops alone": ADAPTER | {"num_coda_layers": 1},
 }
 MIXTURES = {
     "experts, shared expert with a gate": {},
