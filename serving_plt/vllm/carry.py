@@ -133,8 +133,7 @@ class Carry(nn.Module):
         """
         step, ends = self.slices[0].metadata, self.ends()
         begins, lasts = ends[:-1], ends[1:] - 1
-        of_decodes = begins[: step.num_decodes], lasts[: step.num_decodes]
-        places = [places_of_decodes(step, first_kept(step, *of_decodes), of_decodes[1])]
+        places = [places_of_decodes(step, begins[: step.num_decodes], lasts[: step.num_decodes])]
         if step.num_prefills > 0:
             places.append((lasts[step.num_decodes :], step.state_indices_tensor_p.long()))
         if (more := inside(step)) is not None:
@@ -215,13 +214,13 @@ def slots_before(metadata: Any) -> Tensor:
     return torch.cat((decoding, metadata.state_indices_tensor_p)).long()
 
 
-def places_of_decodes(metadata: Any, firsts: Tensor, lasts: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of requests that decode, and a page for each, from the first and the last that is kept `[m]`.
+def places_of_decodes(metadata: Any, begins: Tensor, lasts: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of requests that decode, and a page for each, from their first and last tokens `[m]`.
 
     As many for each request as it can have, `[m * (1 + k)]`; where one has fewer, its last token goes to the null
     block.
     """
     pages = metadata.state_indices_tensor_d[: metadata.num_decodes].long()
-    rows = firsts[:, None] + torch.arange(pages.shape[1], device=pages.device)
+    rows = first_kept(metadata, begins, lasts)[:, None] + torch.arange(pages.shape[1], device=pages.device)
     slots = pages.masked_fill(rows > lasts[:, None], NULL_BLOCK_ID)
     return torch.minimum(rows, lasts[:, None]).flatten(), slots.flatten()

@@ -3,7 +3,8 @@
 
 Another request with the same beginning goes on from the last full block of a prompt, for which it needs the carry
 there. vLLM would end a step at that place, and run the rest of the prompt in a step of its own; a layer that can keep
-its state inside a step gets a block for it instead. The places are in the metadata, as `checkpoint`.
+its state inside a step gets a block for it instead. The places are in the metadata, as `checkpoint`; beside them it is
+noted which requests that decode go on from their last token alone, as `without_drafts`.
 """
 
 from dataclasses import dataclass

@@ -14,8 +14,10 @@ from vllm.distributed import cleanup_dist_env_and_memory, init_distributed_envir
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
 
+from configuration_plt import PLTConfig
 from modeling_plt import PLTForCausalLM
 from serving_plt.vllm.layer import PLTDecoderLayer
+from serving_plt.vllm.sizing import request_bytes
 
 # sizes that vLLM's kernels have on a CPU: heads of 32, blocks of 32 tokens
 SIZES = {"head_dim": 32, "hidden_size": 56, "num_hidden_layers": 3, "eos_token_id": None, "bos_token_id": None}
@@ -47,6 +49,12 @@ def save_tiny(folder: Path, seed: int = 0, **fields) -> PLTForCausalLM:
     model = tiny_model(seed, **SIZES | fields)
     model.save_pretrained(folder)
     return model
+
+
+def kv_bytes_by_formula(config: PLTConfig, **settings) -> float:
+    """For each token of the longest request that engines here have, which vLLM counts in whole blocks."""
+    longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
+    return request_bytes(config, longest, item_size=4, block_size=BLOCK, in_flight=in_flight, **settings) / longest
 
 
 @contextlib.contextmanager

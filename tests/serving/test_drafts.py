@@ -5,12 +5,12 @@ import sys
 import pytest
 from engines import (
     ADAPTER,
-    BLOCK,
     OPTIONS,
     as_prompts,
     engine,
     generated,
     greedy,
+    kv_bytes_by_formula,
     layer_calls,
     logprobs_of,
     random_prompts,
@@ -20,7 +20,6 @@ from engines import (
 )
 
 from serving_plt.vllm.gpu_checks.served_tokens import DRAFTS
-from serving_plt.vllm.sizing import request_bytes
 from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 MOST = DRAFTS["num_speculative_tokens"]  # in a step
@@ -61,9 +60,8 @@ def test_greedy_tokens_are_those_of_generate(name, tmp_path, monkeypatch):
     model, prompts = save_tiny(tmp_path, **fields), random_prompts() + repeating()
     calls = layer_calls(monkeypatch, lambda loops, rows: (len(loops), rows))
     with engine(tmp_path, kv_cache_memory_bytes=2 << 20, **WITH_DRAFTS, **options) as llm:
-        longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
-        size = request_bytes(model.config, longest, 4, BLOCK, in_flight, prefix_caching=False, drafts=MOST)
-        assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.02)  # vLLM's count, in whole blocks
+        expected = kv_bytes_by_formula(model.config, prefix_caching=False, drafts=MOST)
+        assert kv_bytes_per_token(llm) == pytest.approx(expected, rel=0.02)
         calls.clear()
 
         tokens, logprobs = served_with_logprobs(llm, prompts)

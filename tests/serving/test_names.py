@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,12 +117,16 @@ def test_the_reader_follows_the_plugin(installed):
     assert gathered(installed, "told") == OBJECTS.keys()
 
 
+def own_flags(texts: Iterable[str]) -> set[str]:
+    """The options that commands of this package have."""
+    return {flag for text in texts for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
+
+
 @pytest.mark.parametrize("release", ["installed", "newest"])
 def test_commands_have_the_options_that_are_named(release, request):
     """In what starts servers, and in the page."""
     texts = {path: path.read_text(encoding="utf-8") for path in [*FILES, *map(ROOT.joinpath, STARTING)]}
-    own = {flag for text in texts.values() for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
-    sources = request.getfixturevalue(release)
+    own, sources = own_flags(texts.values()), request.getfixturevalue(release)
     for path in STARTING:
         assert lacking_flags(texts[ROOT / path], own, sources) == set()
     assert lacking_flags("vllm serve --max-num-batch-tokens 1 --enforce-eager", own, sources) == {
@@ -134,7 +139,7 @@ def test_deployed_servers_have_the_options_that_are_named(release, request):
     """In the unit, whose options are the container's, and on the page, where other programs have options, too."""
     unit, page = ((ROOT / name).read_text() for name in ("examples/serving/plt-serving.service", "docs/deploying.md"))
     named = re.findall(r"^ExecStart=.*", unit, flags=re.MULTILINE) + re.findall(r"`(--[^`]+)`", page)
-    own = set(re.findall(r'"(--[\w-]+)"', (ROOT / "serving_plt/vllm/sizing.py").read_text())) | {"--no-prefix-caching"}
+    own = own_flags([(ROOT / "serving_plt/vllm/sizing.py").read_text()]) | {"--no-prefix-caching"}
     assert len(named) > 4
     assert lacking_flags(" ".join(named), own, request.getfixturevalue(release)) == set()
 

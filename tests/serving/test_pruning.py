@@ -11,12 +11,12 @@ import torch
 from engines import (
     BLOCK,
     LOOPS,
-    OPTIONS,
     PRUNED,
     as_prompts,
     engine,
     generated,
     greedy,
+    kv_bytes_by_formula,
     layer_calls,
     logprobs_of,
     random_prompts,
@@ -32,7 +32,6 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from serving_plt.vllm.carry import Carry, CarrySlice
 from serving_plt.vllm.decoder import PLTModel
 from serving_plt.vllm.model import PLTForCausalLM
-from serving_plt.vllm.sizing import request_bytes
 from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 LAYERS, WINDOW = 3, 4
@@ -86,9 +85,7 @@ def test_greedy_tokens_are_those_of_generate(llm, model):
 
 
 def test_the_cache_of_a_request_is_counted(llm, model):
-    longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
-    size = request_bytes(model.config, longest, item_size=4, block_size=BLOCK, in_flight=in_flight, pruned=True)
-    assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.01)  # vLLM's count, in whole blocks
+    assert kv_bytes_per_token(llm) == pytest.approx(kv_bytes_by_formula(model.config, pruned=True), rel=0.01)
 
 
 def test_a_window_that_was_not_computed_is_not_found_again(llm, model):

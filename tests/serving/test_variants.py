@@ -3,10 +3,9 @@
 import pytest
 from engines import (
     ADAPTER,
-    BLOCK,
-    OPTIONS,
     engine,
     generated,
+    kv_bytes_by_formula,
     logprobs_of,
     random_prompts,
     save_tiny,
@@ -14,7 +13,6 @@ from engines import (
 )
 from tiny import EXPERTS
 
-from serving_plt.vllm.sizing import request_bytes
 from serving_plt.vllm.timed_engine import kv_bytes_per_token
 
 HUGINN = ADAPTER | {
@@ -89,9 +87,7 @@ def test_greedy_tokens_are_those_of_generate(name, options, tmp_path):
     assert len({tuple(row) for row in tokens}) >= len(prompts) - 1  # they can tell a wrong answer
     with engine(tmp_path, **options) as llm:
         check_groups(llm)
-        longest, in_flight = OPTIONS["max_model_len"], OPTIONS["max_num_batched_tokens"]
-        size = request_bytes(model.config, longest, item_size=4, block_size=BLOCK, in_flight=in_flight)
-        assert kv_bytes_per_token(llm) * longest == pytest.approx(size, rel=0.01)  # vLLM's count, in whole blocks
+        assert kv_bytes_per_token(llm) == pytest.approx(kv_bytes_by_formula(model.config), rel=0.01)
         for _ in range(2):
             given_tokens, given_logprobs = served_with_logprobs(llm, prompts)
             assert given_tokens == tokens

@@ -99,9 +99,10 @@ def to_int8(states: Tensor) -> Tensor:
     return (states / scale).round() * scale
 
 
-def quantize_with(model: PLTForCausalLM, folder: Path, name: str) -> None:
-    """Let a model that is saved in a folder compute as the folder does once it is quantized, and quantize it."""
+def quantize_with(model: PLTForCausalLM, folder: Path, name: str) -> PLTForCausalLM:
+    """Quantize a folder, and let the model that is saved there compute as the folder does; returns the model."""
     model.load_state_dict(quantize(folder, name))
     for key, module in model.named_modules():
         if name == INT8 and key.endswith(STORED) and isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda _, inputs: (to_int8(inputs[0]),))
+    return model

@@ -18,8 +18,12 @@ from .row import Row
 from .scale import Scale
 from .served_tokens import ServedTokens, save
 
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-EXPERTS |= {"shared_expert_intermediate_size": 64}
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+}
 CORE: dict[str, Any] = {"num_hidden_layers": 4, "num_prelude_layers": 1, "num_coda_layers": 1}
 CORE |= {"loop_input": "adapter", "embedding_scale": 1.0, "hidden_scale": None}
 ADAPTER = "adapter"  # the folder of one, within that of the model
@@ -32,11 +36,6 @@ def with_adapter(model: PLTForCausalLM, folder: Path) -> PLTForCausalLM:
 
 def with_one_loop(model: PLTForCausalLM, folder: Path) -> PLTForCausalLM:
     return PLTForCausalLM.from_pretrained(folder, num_loops=1).eval()
-
-
-def quantized(model: PLTForCausalLM, folder: Path, name: str) -> PLTForCausalLM:
-    quantize_with(model, folder, name)
-    return model
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ MODELS = {
     "LoRA, bf16": ServedModel(
         {}, IN_BF16 | {"enable_lora": True, "max_lora_rank": 8}, IN_BFLOAT16, with_adapter, ADAPTER
     ),
-    f"{INT8}, bf16": ServedModel({}, IN_BF16, IN_BFLOAT16, partial(quantized, name=INT8)),
-    f"{INT4}, float16": ServedModel({}, {"dtype": "float16"}, IN_BFLOAT16, partial(quantized, name=INT4)),
+    f"{INT8}, bf16": ServedModel({}, IN_BF16, IN_BFLOAT16, partial(quantize_with, name=INT8)),
+    f"{INT4}, float16": ServedModel({}, {"dtype": "float16"}, IN_BFLOAT16, partial(quantize_with, name=INT4)),
 }
 
 
